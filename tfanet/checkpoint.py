@@ -1,0 +1,100 @@
+"""Model checkpoints: one .safetensors file, the config as JSON in its metadata, loaded strictly."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from tfanet.config import TFANetConfig
+from tfanet.errors import UserError
+from tfanet.files import atomic_path, require_file
+from tfanet.model import TFANet
+
+FORMAT = "tfanet-1"
+
+
+def save_model(
+    model: TFANet,
+    path: str | Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    notes: dict[str, str] | None = None,
+) -> None:
+    """Write the weights and config of `model` to `path`, atomically.
+
+    `dtype` is the stored floating type: float16 halves the file; `load_model` gives FP32 again. `notes` are
+    further strings for the file's metadata.
+    """
+    tensors = {
+        name: (tensor.to(dtype) if tensor.is_floating_point() else tensor).contiguous().cpu()
+        for name, tensor in model.state_dict().items()
+    }
+    metadata = (notes or {}) | {"format": FORMAT, "config": model.config.to_json()}
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, metadata=metadata)
+
+
+def load_model(path: str | Path) -> TFANet:
+    """The model of a checkpoint, FP32, on the CPU, in evaluation mode.
+
+    Raises `UserError` when the file is missing, truncated, no TFANet checkpoint, or does not hold exactly
+    the tensors that its config asks for.
+    """
+    path = require_file(path, "checkpoint")
+    config, tensors = _read(path)
+    model = TFANet(config)
+    expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    missing, unknown = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
+    if missing or unknown:
+        raise UserError(
+            f"checkpoint {path} does not fit its config: missing {missing[:3]}, unknown {unknown[:3]}"
+        )
+    for name, tensor in tensors.items():
+        if tensor.shape != expected[name]:
+            raise UserError(
+                f"checkpoint {path}: {name} is {[*tensor.shape]}, its config asks for {[*expected[name]]}"
+            )
+    model.load_state_dict(tensors)
+    return model.eval()
+
+
+def read_config(path: str | Path) -> TFANetConfig:
+    """The config in a checkpoint's metadata, without its weights; errors as in `load_model`."""
+    return _config(path, _metadata(require_file(path, "checkpoint")))
+
+
+def weights_sha256(model: TFANet) -> str:
+    """Hex SHA-256 of all weights as FP32, by sorted name: the identity of a model across file formats."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        wide = tensor.float() if tensor.is_floating_point() else tensor
+        digest.update(wide.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}
+    except SafetensorError as error:
+        raise UserError(f"checkpoint {path} is truncated or no .safetensors file ({error})") from error
+    except OSError as error:
+        raise UserError(f"cannot read checkpoint {path}: {error.strerror or error}") from error
+
+
+def _config(path: str | Path, metadata: dict[str, str]) -> TFANetConfig:
+    if metadata.get("format") != FORMAT or "config" not in metadata:
+        raise UserError(f"{path} is a .safetensors file, but no TFANet checkpoint (no {FORMAT} config in it)")
+    return TFANetConfig.from_json(metadata["config"])
+
+
+def _read(path: Path) -> tuple[TFANetConfig, dict[str, torch.Tensor]]:
+    config = _config(path, _metadata(path))
+    with safe_open(path, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    return config, {n: t.float() if t.is_floating_point() else t for n, t in tensors.items()}

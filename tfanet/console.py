@@ -1,0 +1,81 @@
+"""What every command line of the project shares: error lines, exit codes and progress bars."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, TypeVar
+
+from tfanet.errors import UserError, VerificationError
+
+if TYPE_CHECKING:
+    import typer
+
+T = TypeVar("T")
+
+
+def new_app(help_text: str) -> typer.Typer:
+    """A Typer application with the project's common settings."""
+    import typer
+
+    return typer.Typer(help=help_text, no_args_is_help=False, add_completion=False, rich_markup_mode=None)
+
+
+def run(app: Callable[[], None]) -> None:
+    """Run a command line and turn the project's errors into one red line and an exit code.
+
+    2 for `UserError`, 1 for `VerificationError`, 130 for Ctrl-C; anything else is a bug and keeps its
+    traceback.
+    """
+    if not os.environ.get("TFANET_DEBUG"):
+        _quiet_libraries()
+    try:
+        app()
+    except UserError as error:
+        _fail(f"error: {error}", 2)
+    except VerificationError as error:
+        _fail(f"verification failed: {error}", 1)
+    except KeyboardInterrupt:
+        _fail("interrupted", 130)
+
+
+def _fail(message: str, code: int) -> None:
+    from rich.console import Console
+
+    line = " ".join(message.split())
+    Console(stderr=True, soft_wrap=True, highlight=False).print(line, style="bold red", markup=False)
+    sys.exit(code)
+
+
+def _quiet_libraries() -> None:
+    """Keep third-party chatter off the terminal; set TFANET_DEBUG=1 to see it."""
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+
+
+def say(message: str = "") -> None:
+    """Print one line of a command's output, without rich's markup or wrapping."""
+    from rich.console import Console
+
+    Console(soft_wrap=True, highlight=False).print(message, markup=False)
+
+
+def track(items: Iterable[T], description: str, total: int | None = None) -> Iterable[T]:
+    """Iterate with a progress bar that shows count, elapsed and remaining time, on stderr."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import TimeRemainingColumn as Remaining
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        Remaining(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        yield from progress.track(items, total=total, description=description)

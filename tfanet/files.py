@@ -1,0 +1,75 @@
+"""Writing files so that nothing half-written stays under a final name, and hashing them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tfanet.errors import UserError
+
+
+@contextmanager
+def atomic_path(final: str | Path) -> Iterator[Path]:
+    """Yield a temporary path beside `final`; on success flush it to disk and rename it to `final`.
+
+    On any error, Ctrl-C included, the temporary file is removed and `final` is left as it was.
+    Raises `UserError` where the folder cannot be made or written.
+    """
+    final = Path(final)
+    require_writable(final)
+    handle, name = tempfile.mkstemp(dir=final.parent, prefix=f".{final.stem}-", suffix=final.suffix)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(final)
+    except OSError as error:
+        raise UserError(f"cannot write {final}: {error.strerror or error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def require_writable(final: str | Path) -> None:
+    """Raise `UserError` now rather than after the work, if `final` could not be written."""
+    final = Path(final)
+    if final.is_dir():
+        raise UserError(f"{final} is a folder; give the name of a file")
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=final.parent, prefix=".tfanet-"):
+            return
+    except OSError as error:
+        raise UserError(f"cannot write {final}: {error.strerror or error}") from error
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write `value` as indented JSON, atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def require_file(path: str | Path, what: str) -> Path:
+    """`path` as a `Path`; `UserError` when it is not a readable, non-empty file."""
+    path = Path(path)
+    if path.is_dir():
+        raise UserError(f"{what} {path} is a folder, not a file")
+    if not path.is_file():
+        raise UserError(f"{what} {path} does not exist")
+    if path.stat().st_size == 0:
+        raise UserError(f"{what} {path} is empty")
+    return path
+
+
+def sha256(path: str | Path) -> str:
+    """Hex SHA-256 of a file's bytes."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,124 @@
+"""X-Norm linear cross-attention, equations 8 and 9 of the TFANet paper, for one scale.
+
+    linear_cross_attention(q, k, v, gamma) -> out
+
+| tensor   | shape            | meaning                                             |
+|----------|------------------|-----------------------------------------------------|
+| `q`      | [batch, h, d, M] | queries of one modality, M positions                |
+| `k`, `v` | [batch, h, d, N] | keys and values of the other modality, N positions  |
+| `gamma`  | [h]              | learnable scale, one a head                         |
+| `out`    | [batch, h, d, M] | dtype of `q`                                        |
+
+    XNorm(x) = gamma x / sqrt(sum over d of x^2 + EPS)                             (9)
+    out      = XNorm(Q) XNorm(K^T V)                                               (8)
+
+Channels first, as convolutions make and take them. K^T V [d, d] is normalised over the axis of V, Q over its
+channels. The cost is linear in M + N: no M x N map exists. Sums and norms are FP32 whatever the tensors'
+dtype, for K^T V sums over up to 14,400 pixels, beyond FP16's range. Positions to be ignored have k = v = 0.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+EPS = 1e-6
+"""Keeps XNorm(0) = 0; far below the squared norm of any feature."""
+
+
+def linear_cross_attention_loop(q: Tensor, k: Tensor, v: Tensor, gamma: Tensor) -> Tensor:
+    """The equations with explicit loops over batch, heads and positions: the reference of every test."""
+    wide = _wide(q)
+    out = torch.zeros(q.shape, dtype=wide, device=q.device)
+    for b in range(q.shape[0]):
+        for h in range(q.shape[1]):
+            kv = torch.zeros(q.shape[2], q.shape[2], dtype=wide, device=q.device)
+            for n in range(k.shape[3]):
+                kv = kv + torch.outer(k[b, h, :, n].to(wide), v[b, h, :, n].to(wide))
+            kv = gamma[h].to(wide) * kv / torch.sqrt((kv**2).sum(dim=1, keepdim=True) + EPS)
+            for m in range(q.shape[3]):
+                query = q[b, h, :, m].to(wide)
+                query = gamma[h].to(wide) * query / torch.sqrt((query**2).sum() + EPS)
+                out[b, h, :, m] = query @ kv
+    return out.to(q.dtype)
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def _inverse_norm(x: Tensor, dim: int) -> Tensor:
+    return torch.rsqrt((x * x).sum(dim, keepdim=True) + EPS)
+
+
+def _norm_gradient(g: Tensor, unit: Tensor, inverse: Tensor, dim: int) -> Tensor:
+    """Gradient of x in unit = x * inverse, inverse = (|x|^2 + EPS)^(-1/2), given g = dL/dunit."""
+    return (g - unit * (g * unit).sum(dim, keepdim=True)) * inverse
+
+
+@torch.library.custom_op("tfanet::linear_cross_attention", mutates_args=())
+def linear_cross_attention(q: Tensor, k: Tensor, v: Tensor, gamma: Tensor) -> Tensor:
+    """XNorm(Q) XNorm(K^T V); shapes and equations in the module's docstring.
+
+    Raises `ValueError` when the shapes do not fit each other.
+    """
+    _check(q, k, v, gamma)
+    wide = _wide(q)
+    kv = k.to(wide) @ v.to(wide).mT  # [batch, h, d, d]
+    scale = gamma.to(wide)[:, None, None]
+    kv = kv * (_inverse_norm(kv, -1) * scale)
+    query = q.to(wide)
+    return (kv.mT @ (query * (_inverse_norm(query, -2) * scale))).to(q.dtype)
+
+
+@linear_cross_attention.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, gamma: Tensor) -> Tensor:
+    _check(q, k, v, gamma)
+    return torch.empty(q.shape, dtype=q.dtype, device=q.device)
+
+
+@torch.library.custom_op("tfanet::linear_cross_attention_backward", mutates_args=())
+def linear_cross_attention_backward(
+    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, gamma: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of `linear_cross_attention` with respect to q, k, v and gamma, given dL/dout."""
+    wide = _wide(q)
+    keys, values, query, g = (x.to(wide) for x in (k, v, q, dout))
+    scale = gamma.to(wide)[:, None, None]
+    kv = keys @ values.mT
+    kv_inverse, q_inverse = _inverse_norm(kv, -1), _inverse_norm(query, -2)
+    kv_unit, q_unit = kv * kv_inverse, query * q_inverse
+
+    d_kv_unit = (q_unit @ g.mT) * scale**2
+    d_q_unit = (kv_unit @ g) * scale**2
+    # out = gamma^2 (unit kv)^T (unit q), hence dgamma = 2 sum(out g) / gamma, written without the division.
+    dgamma = 2 * (scale * (kv_unit @ g) * q_unit).sum((0, 2, 3))
+    d_kv = _norm_gradient(d_kv_unit, kv_unit, kv_inverse, -1)
+    d_q = _norm_gradient(d_q_unit, q_unit, q_inverse, -2)
+    return d_q.to(q.dtype), (d_kv @ values).to(k.dtype), (d_kv.mT @ keys).to(v.dtype), dgamma.to(gamma.dtype)
+
+
+@linear_cross_attention_backward.register_fake
+def _(dout: Tensor, q: Tensor, k: Tensor, v: Tensor, gamma: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    dq, dk, dv, dgamma = (torch.empty_like(x) for x in (q, k, v, gamma))
+    return dq, dk, dv, dgamma
+
+
+def _keep_inputs(ctx, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _gradient(ctx, dout: Tensor) -> tuple[Tensor, ...]:
+    return linear_cross_attention_backward(dout, *ctx.saved_tensors)
+
+
+linear_cross_attention.register_autograd(_gradient, setup_context=_keep_inputs)
+
+
+def _check(q: Tensor, k: Tensor, v: Tensor, gamma: Tensor) -> None:
+    if q.dim() != 4 or k.dim() != 4:
+        raise ValueError(f"q and k must be [batch, h, d, positions], not {[*q.shape]} and {[*k.shape]}")
+    if k.shape[:3] != q.shape[:3] or v.shape != k.shape:
+        raise ValueError(f"q {[*q.shape]}, k {[*k.shape]} and v {[*v.shape]} do not fit each other")
+    if list(gamma.shape) != [q.shape[1]]:
+        raise ValueError(f"gamma must be [{q.shape[1]}], not {[*gamma.shape]}")

@@ -1,0 +1,92 @@
+"""`tfanet-train`: without arguments, preset `tiny` on the synthetic data on the CPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tfanet.console import new_app, run, say
+
+app = new_app("Train a TFANet.")
+
+
+@app.command()
+def train(
+    preset_name: Annotated[str, typer.Option("--preset", help="Model sizes: tiny or base.")] = "tiny",
+    data: Annotated[
+        Path | None, typer.Option(help="REFER folder; the synthetic one is made if absent.")
+    ] = None,
+    dataset: Annotated[str, typer.Option(help="refcoco, refcoco+ or refcocog.")] = "refcoco",
+    out: Annotated[Path | None, typer.Option(help="Folder for checkpoint and log [runs/PRESET].")] = None,
+    epochs: Annotated[int, typer.Option(min=1)] = 12,
+    batch: Annotated[int, typer.Option(min=2)] = 16,
+    rate: Annotated[float, typer.Option(min=0.0, help="Peak learning rate.")] = 1e-3,
+    weight_decay: Annotated[float, typer.Option(min=0.0)] = 1e-2,
+    warmup: Annotated[int, typer.Option(min=0, help="Steps of linear warm-up.")] = 200,
+    seed: Annotated[int, typer.Option(help="Fixes weights and order.")] = 0,
+    limit: Annotated[int | None, typer.Option(min=1, help="Train on the first N expressions only.")] = None,
+    validate: Annotated[int, typer.Option(min=1, help="Validation expressions after each epoch.")] = 300,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that load data.")] = 0,
+    device: Annotated[str, typer.Option(help="cpu, cuda, or auto: cuda where it is.")] = "auto",
+    half_weights: Annotated[
+        bool, typer.Option("--half-weights", help="Store the checkpoint in FP16.")
+    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the state in --out.")] = False,
+) -> None:
+    """Train and write model.safetensors, training.pt (for --resume) and log.csv into --out."""
+    from tfanet.config import preset
+    from tfanet.errors import UserError
+    from tfanet.files import require_writable
+
+    config = preset(preset_name)
+    out = out or Path("runs") / preset_name
+    if (out / "training.pt").exists() and not resume:
+        raise UserError(f"{out} holds a run already; give --resume to go on with it, or another --out")
+    require_writable(out / "model.safetensors")
+
+    import torch
+    from torch.utils.data import Subset
+
+    from tfanet.data.refer import ReferDataset
+    from tfanet.data.shapes import DEFAULT_ROOT, ensure_shapes
+    from tfanet.data.transforms import TrainingPairs
+    from tfanet.model import TFANet
+    from tfanet.training.loop import TrainingOptions
+    from tfanet.training.loop import train as train_loop
+
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError("no CUDA device here; use --device cpu")
+    if data is None:
+        data = DEFAULT_ROOT
+        ensure_shapes(data)
+
+    def pairs(split: str, count: int | None) -> Subset:
+        whole = TrainingPairs(ReferDataset(data, dataset, split), config.image_size, config.token_length)
+        return Subset(whole, range(min(count or len(whole), len(whole))))
+
+    training, validation = pairs("train", limit), pairs("val", validate)
+    if len(training) < batch:
+        raise UserError(f"{len(training)} expressions are fewer than one batch of {batch}")
+    torch.manual_seed(seed)
+    model = TFANet(config)
+    options = TrainingOptions(
+        epochs=epochs, batch=batch, rate=rate, weight_decay=weight_decay, warmup=warmup, seed=seed,
+        workers=workers, device=device, half_weights=half_weights,
+    )  # fmt: skip
+    parameters = sum(p.numel() for p in model.parameters())
+    say(f"{preset_name}: {parameters / 1e6:.2f} M parameters, {len(training)} expressions, on {device}")
+    if train_loop(model, training, validation, out, options, resume=resume):
+        say(f"wrote {out / 'model.safetensors'}")
+        say(f"next: tfanet-eval --engine {out / 'model.safetensors'}")
+    else:
+        say(
+            f"stopped; the state is saved. Go on with: tfanet-train --resume --out {out} and the same options"
+        )
+
+
+def main() -> None:
+    run(app)

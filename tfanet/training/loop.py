@@ -1,0 +1,224 @@
+"""The training loop: one device, AdamW, gradient clipping, validation every epoch, resumable at any step."""
+
+from __future__ import annotations
+
+import csv
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import TimeRemainingColumn as Remaining
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from tfanet.checkpoint import save_model
+from tfanet.errors import VerificationError
+from tfanet.model import TFANet
+from tfanet.training.losses import Loss, segmentation_loss
+from tfanet.training.schedule import epoch_batches, learning_rate, parameter_groups, set_learning_rate
+from tfanet.training.state import TrainingState, load_state
+
+LOG_COLUMNS = ("step", "epoch", "loss", "bce", "dice", "rate", "images_per_second", "val_loss", "val_miou")
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """What a run does; everything but `save_every`, `workers` and `device` must stay the same on resume."""
+
+    epochs: int = 12
+    batch: int = 16
+    rate: float = 1e-3
+    """Peak learning rate; see `schedule.learning_rate`."""
+    weight_decay: float = 1e-2
+    warmup: int = 200
+    """Steps of linear warm-up."""
+    clip: float = 1.0
+    """Largest L2 norm of the gradient."""
+    seed: int = 0
+    save_every: int = 500
+    """Steps between two savings of the training state; an epoch's end saves too."""
+    workers: int = 0
+    """Processes that load data; 0 loads in the training process."""
+    device: str = "cpu"
+    half_weights: bool = False
+    """Store model.safetensors in FP16: half the size; the training state stays FP32."""
+
+    def fixed(self) -> dict[str, int | float | str]:
+        """The options that a resumed run must share."""
+        names = ("epochs", "batch", "rate", "weight_decay", "warmup", "clip", "seed")
+        return {name: getattr(self, name) for name in names}
+
+
+def train(
+    model: TFANet,
+    pairs: Dataset,
+    validation: Dataset,
+    out: Path,
+    options: TrainingOptions,
+    *,
+    resume: bool = False,
+) -> bool:
+    """Train `model` in place and write model.safetensors, training.pt and log.csv into `out`.
+
+    `pairs` and `validation` give the items of `tfanet.data.transforms.TrainingPairs`. Returns False when
+    Ctrl-C or SIGTERM stopped the run: the step under way is finished and the state saved first. A loss that
+    is not finite raises `VerificationError`; the state of the last saving stays.
+    """
+    return _Run(model, pairs, validation, out, options).run(resume)
+
+
+class _Run:
+    def __init__(
+        self, model: TFANet, pairs: Dataset, validation: Dataset, out: Path, options: TrainingOptions
+    ) -> None:
+        self.options, self.out = options, out
+        self.device = torch.device(options.device)
+        self.model = model.to(self.device, memory_format=torch.channels_last)
+        self.pairs, self.validation = pairs, validation
+        self.optimizer = torch.optim.AdamW(parameter_groups(model, options.weight_decay), lr=options.rate)
+        self.per_epoch = len(pairs) // options.batch  # pyright: ignore[reportArgumentType]
+        self.total = self.per_epoch * options.epochs
+        self.step = 0
+
+    def run(self, resume: bool) -> bool:
+        torch.manual_seed(self.options.seed)
+        if resume:
+            self._restore(load_state(self.out / "training.pt", self.model.config, self.options.fixed()))
+        log = _Log(self.out / "log.csv", keep_until=self.step)
+        with _stop_on_signal() as stop, _progress() as progress:
+            task = progress.add_task("training", total=self.total, completed=self.step, note="")
+            while self.step < self.total:
+                self._epoch(log, progress, task, stop)
+                if self.step == self.total or self.step % self.per_epoch == 0:
+                    loss, miou = self._validate()
+                    log.write(step=self.step, epoch=self.step // self.per_epoch, val_loss=loss, val_miou=miou)
+                    progress.console.print(f"epoch {self.step // self.per_epoch}: validation mIoU {miou:.3f}")
+                self._save()
+                if stop.requested:
+                    break
+        return self.step == self.total
+
+    def _epoch(self, log: _Log, progress: Progress, task, stop: _Stop) -> None:
+        epoch, done = divmod(self.step, self.per_epoch)
+        batches = epoch_batches(len(self.pairs), self.options.batch, self.options.seed, epoch, done)  # pyright: ignore
+        self.model.train()
+        started, start_step = time.perf_counter(), self.step
+        for batch in self._loader(self.pairs, batches):
+            rate = learning_rate(self.step, self.total, self.options.rate, self.options.warmup)
+            set_learning_rate(self.optimizer, rate)
+            loss = self._train_step(batch)
+            self.step += 1
+            speed = (self.step - start_step) * self.options.batch / (time.perf_counter() - started)
+            values = {"loss": loss.total.item(), "bce": loss.bce.item(), "dice": loss.dice.item()}
+            log.write(step=self.step, epoch=epoch, rate=rate, images_per_second=speed, **values)
+            progress.update(
+                task, completed=self.step, note=f"loss {values['loss']:.3f}  {speed:.0f} images/s"
+            )
+            if stop.requested:
+                return
+            if self.step % self.options.save_every == 0 and self.step % self.per_epoch:
+                self._save()
+
+    def _train_step(self, batch: dict[str, Tensor]) -> Loss:
+        batch = {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
+        loss = segmentation_loss(self.model(batch["image"], batch["tokens"]), batch["mask"])
+        if not torch.isfinite(loss.total):
+            raise VerificationError(f"the loss is {loss.total.item()} at step {self.step + 1}; lower --rate")
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.total.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.options.clip)
+        self.optimizer.step()
+        return loss
+
+    @torch.inference_mode()
+    def _validate(self) -> tuple[float, float]:
+        """Mean loss and mean IoU at the model's own S x S; `tfanet-eval` measures at the images' sizes."""
+        self.model.eval()
+        count = len(self.validation)  # pyright: ignore[reportArgumentType]
+        batches = [list(range(i, min(i + 32, count))) for i in range(0, count, 32)]
+        loss = iou = 0.0
+        for batch in self._loader(self.validation, batches):
+            batch = {name: tensor.to(self.device) for name, tensor in batch.items()}
+            logits, truth = self.model(batch["image"], batch["tokens"]), batch["mask"] > 0
+            mask = logits > 0
+            union = (mask | truth).sum((1, 2)).clamp(min=1)
+            iou += ((mask & truth).sum((1, 2)) / union).sum().item()
+            loss += segmentation_loss(logits, batch["mask"]).total.item() * len(mask)
+        return loss / count, iou / count
+
+    def _loader(self, pairs: Dataset, batches: list[list[int]]) -> DataLoader:
+        return DataLoader(pairs, batch_sampler=batches, num_workers=self.options.workers)
+
+    def _save(self) -> None:
+        TrainingState(
+            config=self.model.config.to_json(),
+            options=self.options.fixed(),
+            step=self.step,
+            model=self.model.state_dict(),
+            optimizer=self.optimizer.state_dict(),
+            rng=torch.get_rng_state(),
+        ).save(self.out / "training.pt")
+        dtype = torch.float16 if self.options.half_weights else torch.float32
+        notes = {"training": f"step {self.step} of {self.total}"}
+        save_model(self.model, self.out / "model.safetensors", dtype=dtype, notes=notes)
+
+    def _restore(self, state: TrainingState) -> None:
+        self.model.load_state_dict(state.model)
+        self.optimizer.load_state_dict(state.optimizer)
+        torch.set_rng_state(state.rng)
+        self.step = state.step
+
+
+class _Log:
+    """log.csv: a row a step, and a row with the validation figures after each epoch."""
+
+    def __init__(self, path: Path, keep_until: int) -> None:
+        rows: list[dict] = []
+        if keep_until and path.is_file():
+            with path.open(newline="") as file:
+                rows = [row for row in csv.DictReader(file) if int(row["step"]) <= keep_until]
+        self.file = path.open("w", newline="", buffering=1)
+        self.writer = csv.DictWriter(self.file, LOG_COLUMNS)
+        self.writer.writeheader()
+        self.writer.writerows(rows)
+
+    def write(self, **values: float) -> None:
+        row = {name: f"{value:.6g}" if isinstance(value, float) else value for name, value in values.items()}
+        self.writer.writerow(row)
+
+
+class _Stop:
+    requested = False
+
+
+@contextmanager
+def _stop_on_signal() -> Iterator[_Stop]:
+    """Turn Ctrl-C and SIGTERM into a request to stop after the current step."""
+    stop = _Stop()
+
+    def request(number: int, frame: object) -> None:
+        stop.requested = True
+
+    previous = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _progress() -> Progress:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        Remaining(),
+    )
+    return Progress(*columns, TextColumn("{task.fields[note]}"), console=Console(stderr=True))

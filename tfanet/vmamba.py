@@ -1,0 +1,163 @@
+"""VMamba image encoder (Liu et al., "VMamba: Visual State Space Model", 2024), variant `v05_noz`.
+
+Four stages of VSS blocks at stride 4, 8, 16 and 32, C_1..C_4 channels. Parameter names are those of the
+official checkpoints. All feature maps are [B, C, H, W].
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.ops import StochasticDepth
+
+from tfanet.config import TFANetConfig
+from tfanet.layers import LayerNorm2d
+from tfanet.ops import selective_scan
+
+DT_RANGE = (1e-3, 1e-1)
+"""dt = softplus(delta_bias) starts log-uniform in this range, as in Mamba."""
+
+
+def cross_scan(x: Tensor) -> Tensor:
+    """Four traversals of [B, D, H, W] -> [B, 4, D, H*W]: by rows, by columns, and both reversed."""
+    forward = torch.stack([x.flatten(2), x.mT.flatten(2)], dim=1)
+    return torch.cat([forward, forward.flip(-1)], dim=1)
+
+
+def cross_merge(y: Tensor, height: int, width: int) -> Tensor:
+    """Sum of the four traversals [B, 4, D, H*W], each back in raster order -> [B, D, H, W]."""
+    both = y[:, :2] + y[:, 2:].flip(-1)
+    return both[:, 0].unflatten(-1, (height, width)) + both[:, 1].unflatten(-1, (width, height)).mT
+
+
+class SS2D(nn.Module):
+    """2-D selective scan without gate: in_proj, depthwise 3x3, SiLU, scans, LayerNorm, out_proj.
+
+    [B, `inputs`, H, W] -> [B, `dim`, H, W]. `directions` = 4 scans a map by rows and columns, both ways;
+    2 scans a sequence (H = 1) both ways.
+    """
+
+    def __init__(
+        self, dim: int, inner: int, *, inputs: int | None = None, state: int = 1, directions: int = 4
+    ) -> None:
+        super().__init__()
+        self.dt_rank = math.ceil(dim / 16)
+        self.state, self.directions = state, directions
+        self.in_proj = nn.Conv2d(inputs or dim, inner, 1, bias=False)
+        self.conv2d = nn.Conv2d(inner, inner, 3, padding=1, groups=inner, bias=False)
+        self.x_proj = nn.Conv1d(
+            directions * inner, directions * (self.dt_rank + 2 * state), 1, groups=directions, bias=False
+        )
+        self.dt_projs = nn.Conv1d(
+            directions * self.dt_rank, directions * inner, 1, groups=directions, bias=False
+        )
+        self.dt_projs_bias = nn.Parameter(torch.empty(directions, inner))
+        self.A_logs = nn.Parameter(torch.empty(directions * inner, state))
+        self.Ds = nn.Parameter(torch.ones(directions * inner))
+        self.out_norm = LayerNorm2d(inner)
+        self.out_proj = nn.Conv2d(inner, dim, 1, bias=False)
+        self.reset_scan_parameters()
+
+    def reset_scan_parameters(self) -> None:
+        """Mamba's initialisation: A = -(1..N), dt log-uniform in `DT_RANGE`, D = 1."""
+        with torch.no_grad():
+            self.A_logs.copy_(torch.arange(1.0, self.state + 1).log().expand_as(self.A_logs))
+            low, high = map(math.log, DT_RANGE)
+            dt = torch.exp(low + (high - low) * torch.rand_like(self.dt_projs_bias))
+            self.dt_projs_bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # softplus^-1(dt)
+            bound = self.dt_rank**-0.5
+            nn.init.uniform_(self.dt_projs.weight, -bound, bound)
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[-2:]
+        x = F.silu(self.conv2d(self.in_proj(x)))
+        if self.directions == 4:
+            u = cross_scan(x)  # [B, K, D, L]
+        else:
+            flat = x.flatten(2)
+            u = torch.stack([flat, flat.flip(-1)], dim=1)
+        u = u.flatten(1, 2)  # [B, K*D, L]
+        projected = self.x_proj(u).unflatten(1, (self.directions, -1))  # [B, K, R+2N, L]
+        dt, B, C = projected.split([self.dt_rank, self.state, self.state], dim=2)
+        delta = self.dt_projs(dt.flatten(1, 2))  # [B, K*D, L]
+        A = -torch.exp(self.A_logs.float())
+        y = selective_scan(u, delta, A, B, C, self.Ds.float(), self.dt_projs_bias.flatten().float())
+        y = y.unflatten(1, (self.directions, -1))
+        if self.directions == 4:
+            merged = cross_merge(y, height, width)
+        else:
+            merged = (y[:, 0] + y[:, 1].flip(-1)).unflatten(-1, (height, width))
+        return self.out_proj(self.out_norm(merged))
+
+
+class Mlp(nn.Module):
+    """Two 1x1 layers with GELU between."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Conv2d(dim, hidden, 1)
+        self.fc2 = nn.Conv2d(hidden, dim, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class VSSBlock(nn.Module):
+    """x + SS2D(LN(x)), then x + MLP(LN(x))."""
+
+    def __init__(self, dim: int, config: TFANetConfig, drop_path: float) -> None:
+        super().__init__()
+        self.norm = LayerNorm2d(dim)
+        self.op = SS2D(dim, int(config.ssm_ratio * dim), state=config.ssm_state)
+        self.norm2 = LayerNorm2d(dim)
+        self.mlp = Mlp(dim, int(config.mlp_ratio * dim))
+        self.drop_path = StochasticDepth(drop_path, "row")
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.drop_path(self.op(self.norm(x)))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+
+class Stage(nn.Module):
+    """VSS blocks at one resolution and the downsampling sigma that leads to the next stage."""
+
+    def __init__(self, dim: int, next_dim: int | None, config: TFANetConfig, drop_paths: list[float]) -> None:
+        super().__init__()
+        self.blocks = nn.Sequential(*(VSSBlock(dim, config, p) for p in drop_paths))
+        self.downsample = nn.Identity()
+        if next_dim is not None:
+            # Identities keep the positions, hence the parameter names, of the official checkpoints.
+            self.downsample = nn.Sequential(
+                nn.Identity(), nn.Conv2d(dim, next_dim, 3, stride=2, padding=1), nn.Identity(),
+                LayerNorm2d(next_dim),
+            )  # fmt: skip
+
+
+class VMamba(nn.Module):
+    """The encoder's parts, `patch_embed` and four `layers`; TFANet interleaves its alignment between them."""
+
+    def __init__(self, config: TFANetConfig) -> None:
+        super().__init__()
+        dims, depths = config.vmamba_dims, config.vmamba_depths
+        self.patch_embed = nn.Sequential(
+            nn.Conv2d(3, dims[0] // 2, 3, stride=2, padding=1), nn.Identity(), LayerNorm2d(dims[0] // 2),
+            nn.Identity(), nn.GELU(),
+            nn.Conv2d(dims[0] // 2, dims[0], 3, stride=2, padding=1), nn.Identity(), LayerNorm2d(dims[0]),
+        )  # fmt: skip
+        rates = torch.linspace(0, config.drop_path, sum(depths)).tolist()
+        self.layers = nn.ModuleList()
+        for i, (dim, depth) in enumerate(zip(dims, depths, strict=True)):
+            first = sum(depths[:i])
+            next_dim = dims[i + 1] if i + 1 < len(dims) else None
+            self.layers.append(Stage(dim, next_dim, config, rates[first : first + depth]))
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """Normalised image [B, 3, S, S] -> stage outputs [B, C_i, S/2^(i+1), S/2^(i+1)], i = 1..4."""
+        x, outputs = self.patch_embed(image), []
+        for stage in self.layers:
+            outputs.append(stage.blocks(x))
+            x = stage.downsample(outputs[-1])
+        return outputs

@@ -1,0 +1,65 @@
+"""Knowledge Intensification Stage: Word-level Linguistic Feature-guided Semantic Deepening Module, eq. 23-26.
+
+Readings where the paper leaves room:
+- Equation 23 says F_LV and describes "word-level linguistic features derived from the first stage": those are
+  the text-shaped F_VL of equation 10. The kernel is the mean of delta(F_VL) over the words, one value a
+  channel; interpolating it bilinearly from 1 x 1 to H x W is a broadcast. Interpolating along the L words
+  instead would lay the sentence over the image's columns and padded words over its right edge.
+- Equations 25, 26: the sum runs from the coarsest level (stage 4) to the finest; alpha is learned per step,
+  sigmoid of a scalar. Every level is brought to D channels first.
+- Table 4 grants the decoder dense convolutions at fine resolution that the text does not name: one 3x3 after
+  each merge, one more at stride 4 and one at stride 2.
+- delta's bias starts at 1, so that an untrained kernel lets the features pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from tfanet.config import TFANetConfig
+from tfanet.layers import masked_mean, resize
+
+
+def _conv_bn_relu(inputs: int, outputs: int, kernel: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False),
+        nn.BatchNorm2d(outputs),
+        nn.ReLU(inplace=True),
+    )
+
+
+class WFDM(nn.Module):
+    """Fused features and word features of four stages -> mask logits [B, S, S]."""
+
+    def __init__(self, config: TFANetConfig) -> None:
+        super().__init__()
+        dim, levels = config.decoder_dim, len(config.vmamba_dims)
+        self.lateral = nn.ModuleList(_conv_bn_relu(c, dim, 1) for c in config.vmamba_dims)
+        self.delta = nn.ModuleList(nn.Conv1d(config.mlam_dim, dim, 1) for _ in range(levels))
+        self.alpha = nn.Parameter(torch.zeros(levels - 1))
+        self.merge = nn.ModuleList(_conv_bn_relu(dim, dim, 3) for _ in range(levels - 1))
+        self.refine = nn.ModuleList(_conv_bn_relu(dim, dim, 3) for _ in range(2))
+        self.score = nn.Conv2d(dim, 2, 1)
+        for delta in self.delta:
+            nn.init.ones_(delta.bias)
+
+    def forward(self, fused: Sequence[Tensor], words: Sequence[Tensor], valid: Tensor) -> Tensor:
+        """F_F_i [B, C_i, H_i, W_i], F_VL_i [B, d, L], i = 1..4, valid [B, L] -> float32 [B, S, S]."""
+        masks = []
+        for i, (feature, word) in enumerate(zip(fused, words, strict=True)):
+            kernel = masked_mean(self.delta[i](word), valid)[:, :, None, None]  # (23)
+            masks.append(kernel * self.lateral[i](feature))  # (24)
+        mask = masks.pop()  # (25)
+        for step, finer in enumerate(reversed(masks)):
+            alpha = torch.sigmoid(self.alpha[step])
+            up = resize(mask, (finer.shape[2], finer.shape[3]))
+            mask = self.merge[step](alpha * up + (1 - alpha) * finer)  # (26)
+        mask = self.refine[0](mask)
+        height, width = mask.shape[2:]
+        mask = self.refine[1](resize(mask, (2 * height, 2 * width)))
+        # float32 from here: the logits are compared with 0, and FP16 would move the border.
+        background, foreground = self.score(mask).float().unbind(1)
+        return resize((foreground - background)[:, None], (4 * height, 4 * width)).squeeze(1)
