@@ -147,7 +147,8 @@ class VMamba(nn.Module):
             nn.Identity(), nn.GELU(),
             nn.Conv2d(dims[0] // 2, dims[0], 3, stride=2, padding=1), nn.Identity(), LayerNorm2d(dims[0]),
         )  # fmt: skip
-        rates = torch.linspace(0, config.drop_path, sum(depths)).tolist()
+        blocks = sum(depths)
+        rates = [config.drop_path * i / max(blocks - 1, 1) for i in range(blocks)]
         self.layers = nn.ModuleList()
         for i, (dim, depth) in enumerate(zip(dims, depths, strict=True)):
             first = sum(depths[:i])

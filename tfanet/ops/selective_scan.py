@@ -135,11 +135,18 @@ def _wide(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
+def _softplus(x: Tensor) -> Tensor:
+    """log(1 + exp(x)) without overflow; vectorised, which torch's own is not on a CPU."""
+    if x.dtype == torch.float64:
+        return F.softplus(x)
+    return torch.exp(-x.abs()).add_(1).log_().add_(x.clamp(min=0))
+
+
 def _forward(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, delta_bias: Tensor
 ) -> Tensor:
     wide = _wide(u)
-    step = F.softplus(delta.to(wide) + delta_bias.to(wide)[:, None])
+    step = _softplus(delta.to(wide) + delta_bias.to(wide)[:, None])
     rows = _operands(step, u, A, B, C)
     log_decay = rows.dt * rows.A
     row_decay = log_decay.sum(0).exp_()
@@ -154,7 +161,7 @@ def _backward(
     """Gradients of all seven inputs; the states are computed again rather than kept."""
     wide, length = _wide(u), u.shape[2]
     raw = delta.to(wide) + delta_bias.to(wide)[:, None]
-    rows = _operands(F.softplus(raw), u, A, B, C)
+    rows = _operands(_softplus(raw), u, A, B, C)
     log_decay = rows.dt * rows.A
     row_decay = log_decay.sum(0).exp_()
     decay = log_decay.exp_()

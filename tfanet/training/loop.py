@@ -153,7 +153,10 @@ class _Run:
         return loss / count, iou / count
 
     def _loader(self, pairs: Dataset, batches: list[list[int]]) -> DataLoader:
-        return DataLoader(pairs, batch_sampler=batches, num_workers=self.options.workers)
+        # A generator of its own: the loader would draw from torch's, and a resumed run start from another state.
+        return DataLoader(
+            pairs, batch_sampler=batches, num_workers=self.options.workers, generator=torch.Generator()
+        )
 
     def _save(self) -> None:
         TrainingState(

@@ -1,0 +1,41 @@
+"""What many tests share: a model with random weights, a small synthetic data set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip, with the reason, what this machine cannot run."""
+    missing = {}
+    if not torch.cuda.is_available():
+        missing["gpu"] = pytest.mark.skip(reason="no CUDA device")
+    try:
+        import tensorrt  # noqa: F401
+    except ImportError:
+        missing["tensorrt"] = pytest.mark.skip(reason="the full TensorRT package is not installed")
+    for item in items:
+        for name, skip in missing.items():
+            if name in item.keywords:
+                item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def random_model():
+    """Preset `tiny` with seeded random weights, in evaluation mode. Do not change it."""
+    import tfanet
+
+    torch.manual_seed(0)
+    return tfanet.build_model("tiny").eval()
+
+
+@pytest.fixture(scope="session")
+def shapes_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A synthetic RefCOCO of a few pictures, complete with all splits. Do not change it."""
+    from tfanet.data.shapes import write_shapes
+
+    counts = {"train": 16, "val": 6, "testA": 4, "testB": 4}
+    return write_shapes(tmp_path_factory.mktemp("data") / "shapes", counts=counts)

@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tfanet.data.cli import main
+
+
+def call(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    """The exit code of `tfanet-data ARGUMENTS`."""
+    monkeypatch.setattr(sys, "argv", ["tfanet-data", *map(str, arguments)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    return int(ended.value.code or 0)
+
+
+def test_make_then_show(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, sheet = tmp_path / "set", tmp_path / "sheet.png"
+    assert call(monkeypatch, "make", root, "--train", 1, "--val", 2, "--levels", "relations, all") == 0
+    assert f"next: tfanet-data show {root}" in capsys.readouterr().out
+    assert call(monkeypatch, "show", root, "--split", "testA", "-o", sheet, "-n", 3) == 0
+    with Image.open(sheet) as picture:
+        assert picture.width > 3 * 200
+        assert len(picture.convert("RGB").getcolors(1 << 20) or []) > 100
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        pytest.param(["make", "set", "--levels", "poems"], "unknown language level poems", id="level"),
+        pytest.param(["make", "set", "--dataset", "coco"], "unknown data set 'coco'", id="data set"),
+        pytest.param(["make", "set", "--train", "0", "--val", "0"], "not all 0", id="nothing to make"),
+        pytest.param(["show", "nowhere"], "nowhere/refcoco does not exist", id="no data"),
+        pytest.param(["show", "nowhere", "-o", "sheet.txt"], "ends in .png or .jpg", id="sheet name"),
+    ],
+)
+def test_mistakes_end_in_one_line(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert call(monkeypatch, *arguments) == 2
+    error = capsys.readouterr().err.strip()
+    assert message in error
+    assert len(error.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []

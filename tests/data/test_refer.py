@@ -1,0 +1,369 @@
+from __future__ import annotations
+
+import copy
+import json
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as coco
+
+from tfanet.data.masks import segmentation_to_mask
+from tfanet.data.refer import ReferDataset
+from tfanet.errors import UserError
+
+HEIGHT, WIDTH = 12, 16
+SQUARE = [2.0, 2.0, 8.0, 2.0, 8.0, 8.0, 2.0, 8.0]
+REF = {
+    "ref_id": 5,
+    "ann_id": 50,
+    "category_id": 1,
+    "image_id": 500,
+    "split": "val",
+    "file_name": "COCO_train2014_000000000500_50.jpg",
+    "sent_ids": [1, 2],
+    "sentences": [
+        {"raw": "Left Café!", "sent": "left café", "sent_id": 1, "tokens": ["left", "café"]},
+        {"raw": "near the wall", "sent_id": 2, "tokens": []},
+    ],
+}
+INSTANCES = {
+    "images": [{"id": 500, "file_name": "picture.png", "height": HEIGHT, "width": WIDTH}],
+    "annotations": [
+        {"id": 50, "image_id": 500, "category_id": 1, "segmentation": [SQUARE], "bbox": [2, 2, 6, 6]}
+    ],
+    "categories": [{"id": 1, "name": "table"}],
+}
+
+
+def lay_out(
+    root: Path,
+    refs: Any = (REF,),
+    instances: Any = INSTANCES,
+    images: str = "images/mscoco/images/train2014",
+    refs_name: str = "refcoco/refs(unc).p",
+) -> Path:
+    """A data set in `root`; `refs` as objects or as the pickle's bytes."""
+    path = root / refs_name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(refs if isinstance(refs, bytes) else pickle.dumps(list(refs)))
+    (path.parent / "instances.json").write_text(
+        instances if isinstance(instances, str) else json.dumps(instances)
+    )
+    (root / images).mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (WIDTH, HEIGHT), (9, 8, 7)).save(root / images / "picture.png")
+    return root
+
+
+def changed(entry: dict[str, Any], **fields: Any) -> dict[str, Any]:
+    return {**copy.deepcopy(entry), **fields}
+
+
+def without(entry: dict[str, Any], name: str) -> dict[str, Any]:
+    return {key: value for key, value in entry.items() if key != name}
+
+
+def test_each_sentence_is_a_sample(tmp_path: Path) -> None:
+    pairs = ReferDataset(lay_out(tmp_path))
+    assert len(pairs) == 2
+    first, second = pairs
+    assert (first.ref_id, first.ann_id, first.image_id, first.sent_id) == (5, 50, 500, 1)
+    assert (first.sentence, second.sentence) == ("left café", "near the wall")
+    assert (first.height, first.width, first.category) == (HEIGHT, WIDTH, "table")
+    assert pairs.image(first).size == (WIDTH, HEIGHT)
+    assert pairs.image_ids == [500]
+    with pytest.raises(IndexError):
+        pairs[2]
+
+
+@pytest.mark.parametrize("folder", ["images/mscoco/images/train2014", "images/train2014", "train2014"])
+def test_picture_folders(tmp_path: Path, folder: str) -> None:
+    pairs = ReferDataset(lay_out(tmp_path, images=folder))
+    assert pairs[0].image_path == tmp_path / folder / "picture.png"
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_every_pickle_protocol(tmp_path: Path, protocol: int) -> None:
+    pairs = ReferDataset(lay_out(tmp_path, refs=pickle.dumps([REF], protocol)))
+    assert [pair.sentence for pair in pairs] == ["left café", "near the wall"]
+
+
+def python2_pickle(protocol: int) -> bytes:
+    """The reference as Python 2 wrote it: byte strings, here of UTF-8, and long integers."""
+
+    def text(value: str) -> bytes:
+        raw = value.encode()
+        if protocol == 0:
+            return b"S'" + b"".join(b"\\x%02x" % byte for byte in raw) + b"'\n"
+        return b"U" + bytes([len(raw)]) + raw
+
+    def dump(value: Any) -> bytes:
+        if isinstance(value, dict):
+            return b"(d" + b"".join(text(key) + dump(item) + b"s" for key, item in value.items())
+        if isinstance(value, list):
+            return b"(l" + b"".join(dump(item) + b"a" for item in value)
+        return text(value) if isinstance(value, str) else b"L%dL\n" % value
+
+    return (b"" if protocol == 0 else b"\x80\x02") + dump([REF]) + b"."
+
+
+@pytest.mark.parametrize("protocol", [0, 2])
+def test_python_2_pickles(tmp_path: Path, protocol: int) -> None:
+    pairs = ReferDataset(lay_out(tmp_path, refs=python2_pickle(protocol)))
+    assert [pair.sentence for pair in pairs] == ["left café", "near the wall"]
+
+
+class Evil:
+    def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
+        self.call = function, arguments
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return self.call
+
+
+@pytest.mark.parametrize(
+    ("payload", "name"),
+    [
+        pytest.param(Evil(os.mkdir, "pwned"), "posix.mkdir", id="call"),
+        pytest.param(np.int64(3), "scalar", id="numpy scalar"),
+        pytest.param(Path("x"), "Path", id="harmless class"),
+        pytest.param(Evil(eval, "1"), "eval", id="builtin"),
+    ],
+)
+@pytest.mark.parametrize("protocol", [0, 2, 4])
+def test_pickles_that_ask_for_code_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, payload: Any, name: str, protocol: int
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    lay_out(tmp_path, refs=pickle.dumps([changed(REF, split=payload)], protocol))
+    with pytest.raises(UserError, match=rf"refs\(unc\).p is not safe to load: it asks for .*{name}"):
+        ReferDataset(tmp_path)
+    assert not (tmp_path / "pwned").exists()
+
+
+GOOD_PICKLE = pickle.dumps([REF])
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(pytest.param(GOOD_PICKLE[:cut], id=f"cut at {cut}") for cut in (1, 5, 30, len(GOOD_PICKLE) - 1)),
+        pytest.param(b"<html>not found</html>", id="html"),
+        pytest.param(b"version https://git-lfs.github.com/spec/v1\n", id="lfs pointer"),
+        pytest.param(bytes(range(256)), id="bytes"),
+        pytest.param(b"\x80\x04\x95\xff\xff\xff\xff\xff\xff\xff\x7f.", id="huge frame"),
+        pytest.param(b"cos\nsystem\n"[:6] + b".", id="cut global"),
+        pytest.param(b"\x80\x02\x82\x01.", id="extension code"),
+        pytest.param(b"(l(dU\x01aK\x01sb.", id="build"),
+    ],
+)
+def test_damaged_pickles(tmp_path: Path, content: bytes) -> None:
+    with pytest.raises(UserError, match=r"refs file .*refs\(unc\)\.p"):
+        ReferDataset(lay_out(tmp_path, refs=content))
+
+
+def test_empty_refs_file(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is empty"):
+        ReferDataset(lay_out(tmp_path, refs=b""))
+
+
+@pytest.mark.parametrize(
+    ("refs", "message"),
+    [
+        pytest.param(pickle.dumps({"refs": []}), "holds a dict, not a list", id="no list"),
+        pytest.param(["text"], "reference 0 is a str", id="no dictionary"),
+        *(
+            pytest.param([REF, without(REF, key)], f"reference 1 has no '{key}'", id=f"no {key}")
+            for key in ("ref_id", "ann_id", "image_id", "split", "sentences")
+        ),
+        pytest.param([changed(REF, ref_id="5")], "'ref_id' is a str, not a int", id="type"),
+        pytest.param(
+            [changed(REF, sentences=[{"sent_id": 1}])], "neither the text `sent` nor `raw`", id="no text"
+        ),
+        pytest.param([changed(REF, image_id=9)], "needs image 9", id="unknown image"),
+        pytest.param([changed(REF, ann_id=9)], "needs annotation 9", id="unknown annotation"),
+    ],
+)
+def test_wrong_structure_of_refs(tmp_path: Path, refs: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        ReferDataset(lay_out(tmp_path, refs=refs))
+
+
+@pytest.mark.parametrize(
+    ("instances", "message"),
+    [
+        pytest.param("{", "damaged or no JSON", id="json"),
+        pytest.param([], "is a list, not a dictionary", id="list"),
+        pytest.param(without(INSTANCES, "images"), "has no 'images'", id="no images"),
+        pytest.param(
+            changed(INSTANCES, annotations=[without(INSTANCES["annotations"][0], "segmentation")]),
+            r"annotations\[0\] has no 'segmentation'",
+            id="no segmentation",
+        ),
+        pytest.param(
+            changed(INSTANCES, images=[changed(INSTANCES["images"][0], height=None)]),
+            r"images\[0\]: 'height' is a NoneType",
+            id="no height",
+        ),
+    ],
+)
+def test_wrong_structure_of_instances(tmp_path: Path, instances: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        ReferDataset(lay_out(tmp_path, instances=instances))
+
+
+@pytest.mark.parametrize(
+    ("split", "found"),
+    [
+        ("train", {"train"}),
+        ("val", {"val"}),
+        ("testA", {"testA", "testAB"}),
+        ("testB", {"testB", "testAB"}),
+        ("testAB", {"testAB"}),
+        ("test", {"test", "testA", "testB", "testAB"}),
+    ],
+)
+def test_splits_match_as_in_refer(tmp_path: Path, split: str, found: set[str]) -> None:
+    names = ["train", "val", "testA", "testB", "testAB", "test"]
+    refs = [changed(REF, ref_id=number, split=name) for number, name in enumerate(names)]
+    pairs = ReferDataset(lay_out(tmp_path, refs=refs), split=split)
+    assert {names[pair.ref_id] for pair in pairs} == found
+
+
+def test_unknown_split_lists_the_known(tmp_path: Path) -> None:
+    refs = [REF, changed(REF, split="train")]
+    with pytest.raises(UserError, match="no split 'dev'; its splits: train, val"):
+        ReferDataset(lay_out(tmp_path, refs=refs), split="dev")
+
+
+@pytest.mark.parametrize(
+    ("present", "asked", "chosen"),
+    [
+        (["umd", "google"], None, "umd"),
+        (["umd", "google"], "google", "google"),
+        (["google"], None, "google"),
+        (["umd"], "google", None),
+        (["google", "other"], None, None),
+    ],
+)
+def test_choice_of_the_refs_file(
+    tmp_path: Path, present: list[str], asked: str | None, chosen: str | None
+) -> None:
+    for number, name in enumerate(present):
+        lay_out(tmp_path, refs=[changed(REF, ref_id=number)], refs_name=f"refcocog/refs({name}).p")
+    if chosen is None:
+        with pytest.raises(UserError, match="does not exist"):
+            ReferDataset(tmp_path, "refcocog", split_by=asked)
+    else:
+        assert ReferDataset(tmp_path, "refcocog", split_by=asked)[0].ref_id == present.index(chosen)
+
+
+def test_missing_folders_say_what_is_expected(tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"must hold refcoco\+/instances.json, refcoco\+/refs\(unc\).p and images"
+    ):
+        ReferDataset(tmp_path / "nowhere", "refcoco+")
+    with pytest.raises(UserError, match="unknown data set 'coco'"):
+        ReferDataset(tmp_path, "coco")
+    lay_out(tmp_path)
+    (tmp_path / "refcoco/instances.json").unlink()
+    with pytest.raises(UserError, match=r"instances file .* does not exist"):
+        ReferDataset(tmp_path)
+    (tmp_path / "images").rename(tmp_path / "pictures")
+    with pytest.raises(UserError, match="no picture folder; expected one of images/mscoco"):
+        ReferDataset(tmp_path)
+
+
+def box(top: int, left: int, bottom: int, right: int) -> np.ndarray:
+    mask = np.zeros((HEIGHT, WIDTH), dtype=np.uint8)
+    mask[top:bottom, left:right] = 1
+    return mask
+
+
+def compressed(mask: np.ndarray, as_text: bool = True) -> dict[str, Any]:
+    rle = coco.encode(np.asfortranarray(mask))
+    return {"size": [HEIGHT, WIDTH], "counts": rle["counts"].decode() if as_text else rle["counts"]}
+
+
+def uncompressed(mask: np.ndarray) -> dict[str, Any]:
+    flat = mask.ravel(order="F")
+    borders = np.flatnonzero(np.diff(flat, prepend=0))
+    return {"size": [HEIGHT, WIDTH], "counts": np.diff(borders, prepend=0, append=flat.size).tolist()}
+
+
+INNER, OUTER = box(2, 2, 8, 8), box(5, 4, 11, 13)
+OVERLAP = [4.0, 5.0, 13.0, 5.0, 13.0, 11.0, 4.0, 11.0]
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "expected"),
+    [
+        pytest.param([SQUARE], INNER, id="polygon"),
+        pytest.param([SQUARE, OVERLAP], INNER | OUTER, id="overlapping polygons"),
+        pytest.param([[2.0, 2.0, 9.0, 9.0], SQUARE], INNER, id="four numbers before a polygon"),
+        pytest.param([SQUARE, [2.0, 2.0, 9.0, 9.0]], INNER, id="four numbers after a polygon"),
+        pytest.param([[int(number) for number in SQUARE]], INNER, id="whole numbers"),
+        pytest.param(compressed(INNER), INNER, id="compressed RLE"),
+        pytest.param(compressed(INNER, as_text=False), INNER, id="compressed RLE, bytes"),
+        pytest.param(uncompressed(INNER), INNER, id="uncompressed RLE"),
+        pytest.param([compressed(INNER)], INNER, id="list of one RLE"),
+        pytest.param([compressed(INNER), uncompressed(OUTER)], INNER | OUTER, id="list of both RLEs"),
+    ],
+)
+def test_masks(segmentation: Any, expected: np.ndarray) -> None:
+    mask = segmentation_to_mask(segmentation, HEIGHT, WIDTH)
+    assert mask.dtype == np.uint8
+    np.testing.assert_array_equal(mask, expected)
+
+
+@pytest.mark.parametrize("density", [0.0, 0.02, 0.5, 1.0])
+def test_compressed_counts_as_pycocotools_writes_them(density: float) -> None:
+    mask = (np.random.default_rng(0).random((90, 70)) < density).astype(np.uint8)
+    mask[40:60, 10:60] = density < 0.5
+    rle = coco.encode(np.asfortranarray(mask))
+    np.testing.assert_array_equal(segmentation_to_mask(rle, 90, 70), mask)
+
+
+@pytest.mark.parametrize(
+    "segmentation",
+    [
+        pytest.param([], id="empty"),
+        pytest.param([[1.0, 1.0, 4.0, 4.0]], id="only four numbers"),
+        pytest.param([[1.0, 1.0, 4.0, 4.0, 2.0, 2.0, 9.0]], id="odd"),
+        pytest.param([["a"] * 6], id="text"),
+        pytest.param("polygon", id="string"),
+        pytest.param(None, id="null"),
+        pytest.param([SQUARE, compressed(INNER)], id="mixed"),
+        pytest.param({"size": [WIDTH, HEIGHT], "counts": [WIDTH * HEIGHT]}, id="other size"),
+        pytest.param({"size": [HEIGHT, WIDTH], "counts": [5, 5]}, id="counts too short"),
+        pytest.param({"size": [HEIGHT, WIDTH], "counts": [-5, 5 + WIDTH * HEIGHT]}, id="negative counts"),
+        pytest.param({"size": [HEIGHT, WIDTH]}, id="no counts"),
+        pytest.param({"size": [HEIGHT, WIDTH], "counts": "zzzz"}, id="cut compressed counts"),
+        pytest.param({"size": [HEIGHT, WIDTH], "counts": ""}, id="empty compressed counts"),
+        pytest.param({"size": [HEIGHT, WIDTH], "counts": "~" * 40}, id="compressed counts of nonsense"),
+    ],
+)
+def test_bad_segmentations_name_the_annotation(tmp_path: Path, segmentation: Any) -> None:
+    annotation = changed(INSTANCES["annotations"][0], segmentation=segmentation)
+    pairs = ReferDataset(lay_out(tmp_path, instances=changed(INSTANCES, annotations=[annotation])))
+    with pytest.raises(UserError, match="annotation 50: the"):
+        pairs.mask(pairs[0])
+
+
+def test_damaged_and_missing_pictures_are_named(tmp_path: Path) -> None:
+    pairs = ReferDataset(lay_out(tmp_path))
+    path = pairs[0].image_path
+    Image.new("RGB", (WIDTH + 1, HEIGHT)).save(path)
+    with pytest.raises(UserError, match=r"picture.png is 17 x 12 pixels, .*instances.json says 16 x 12"):
+        pairs.image(pairs[0])
+    path.write_bytes(path.read_bytes()[:60])
+    with pytest.raises(UserError, match=r"picture.png"):
+        pairs.image(pairs[0])
+    path.unlink()
+    with pytest.raises(UserError, match=r"picture.png does not exist"):
+        pairs.image(pairs[0])

@@ -1,0 +1,177 @@
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.nn.functional import interpolate
+from torch.utils.data import DataLoader
+
+from tfanet.data.refer import ReferDataset
+from tfanet.data.shapes import write_shapes
+from tfanet.data.transforms import (
+    TrainingPairs,
+    logits_to_size,
+    open_image,
+    resize_image,
+    resize_mask,
+    tokenize,
+)
+from tfanet.errors import UserError
+
+SOT, EOT = 49406, 49407
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> ReferDataset:
+    return ReferDataset(write_shapes(tmp_path_factory.mktemp("data") / "s", counts={"val": 4}))
+
+
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [((15, 15), (40, 23)), ((16, 16), (16, 16)), ((32, 32), (9, 50)), ((4, 4), (1, 1)), ((1, 1), (3, 2))],
+)
+def test_logits_to_size_is_interpolate(source: tuple[int, int], target: tuple[int, int]) -> None:
+    logits = np.random.default_rng(0).normal(size=source).astype(np.float32)
+    expected = interpolate(torch.from_numpy(logits)[None, None], target, mode="bilinear", align_corners=False)
+    resized = logits_to_size(logits, *target)
+    assert (resized.dtype, resized.shape) == (np.float32, target)
+    np.testing.assert_allclose(resized, expected[0, 0], atol=2e-5)
+
+
+def test_resize_image_is_antialiased_rgb() -> None:
+    chequers = np.indices((64, 64)).sum(0) % 2 * 255
+    resized = resize_image(Image.fromarray(chequers.astype(np.uint8)), 8)
+    assert (resized.dtype, resized.shape) == (np.uint8, (8, 8, 3))
+    assert abs(resized.astype(int) - 127).max() < 8
+    assert resized.flags.writeable
+
+
+def test_resize_image_does_not_keep_the_aspect() -> None:
+    picture = Image.new("RGB", (90, 30), (255, 0, 0))
+    picture.paste((0, 0, 255), (45, 0, 90, 30))
+    resized = resize_image(picture, 32)
+    assert (resized[:, :14] == (255, 0, 0)).all()
+    assert (resized[:, 18:] == (0, 0, 255)).all()
+
+
+@pytest.mark.parametrize("size", [5, 16, 40])
+def test_resize_mask_stays_binary_and_in_place(size: int) -> None:
+    mask = np.zeros((30, 20), dtype=np.uint8)
+    mask[:15] = 1
+    resized = resize_mask(mask, size)
+    assert (resized.dtype, resized.shape) == (np.uint8, (size, size))
+    assert set(np.unique(resized)) == {0, 1}
+    assert abs(resized[:, 0].mean() - 0.5) <= 0.5 / size + 1e-9
+
+
+def test_tokens_are_those_of_open_clip() -> None:
+    from open_clip.tokenizer import SimpleTokenizer
+
+    sentences = ["the small red circle", "Left-most Café!", "", " ".join(["man"] * 40)]
+    tokens = tokenize(sentences, 17)
+    assert tokens.dtype == np.int64
+    np.testing.assert_array_equal(tokens, SimpleTokenizer()(sentences, 17).numpy())
+    assert tokens[2].tolist() == [SOT, EOT] + [0] * 15
+    assert tokens[3, -1] == EOT
+
+
+def test_no_sentences_give_no_rows() -> None:
+    assert tokenize([], 17).shape == (0, 17)
+
+
+@pytest.mark.parametrize(
+    ("sentence", "message"),
+    [
+        pytest.param("", "is empty", id="empty"),
+        pytest.param(" \t\n", "is empty", id="blank"),
+        pytest.param(" ".join(["man"] * 16), "has 18 tokens, the model takes 17", id="one too many"),
+    ],
+)
+def test_strict_tokens(sentence: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        tokenize([sentence], 17, strict=True)
+
+
+def test_strict_takes_a_full_row() -> None:
+    assert tokenize([" ".join(["man"] * 15)], 17, strict=True)[0, -1] == EOT
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGBA", "LA", "CMYK", "I;16"])
+def test_open_image_gives_rgb(tmp_path: Path, mode: str) -> None:
+    path = tmp_path / f"picture.{'tiff' if mode == 'CMYK' else 'png'}"
+    Image.new(mode, (6, 4)).save(path)
+    picture = open_image(path)
+    assert (picture.mode, picture.size) == ("RGB", (6, 4))
+
+
+@pytest.mark.parametrize(("upright", "size"), [(True, (4, 6)), (False, (6, 4))])
+def test_exif_orientation(tmp_path: Path, upright: bool, size: tuple[int, int]) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (6, 4)).save(tmp_path / "turned.jpg", exif=exif)
+    assert open_image(tmp_path / "turned.jpg", upright=upright).size == size
+
+
+def jpeg_bytes(folder: Path) -> bytes:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(folder / "whole.jpg")
+    return (folder / "whole.jpg").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "message"),
+    [
+        pytest.param("cut.jpg", slice(0, 900), "damaged", id="truncated"),
+        pytest.param("head.jpg", slice(0, 10), "damaged", id="header only"),
+        pytest.param("none.jpg", slice(0, 0), "is empty", id="empty"),
+        pytest.param("tail.jpg", slice(300, None), "not an image", id="garbage"),
+    ],
+)
+def test_damaged_images(tmp_path: Path, name: str, part: slice, message: str) -> None:
+    (tmp_path / name).write_bytes(jpeg_bytes(tmp_path)[part])
+    with pytest.raises(UserError, match=rf"{name} .*{message}"):
+        open_image(tmp_path / name)
+
+
+def test_missing_image_folder_and_bomb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match=r"absent.png does not exist"):
+        open_image(tmp_path / "absent.png")
+    with pytest.raises(UserError, match="is a folder"):
+        open_image(tmp_path)
+    Image.new("L", (40, 40)).save(tmp_path / "bomb.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 700)
+    with pytest.raises(UserError, match=r"bomb.png is too large"):
+        open_image(tmp_path / "bomb.png")
+
+
+@pytest.mark.parametrize("cache", [False, True])
+def test_training_pairs(pairs: ReferDataset, cache: bool) -> None:
+    training = TrainingPairs(pairs, 64, 17, cache=cache)
+    assert len(training) == len(pairs)
+    for index, pair in enumerate(pairs):
+        for _ in range(2):
+            item = training[index]
+            assert {name: value.dtype for name, value in item.items()} == {
+                "image": torch.uint8,
+                "tokens": torch.int64,
+                "mask": torch.uint8,
+            }
+            np.testing.assert_array_equal(item["image"], resize_image(pairs.image(pair), 64))
+            np.testing.assert_array_equal(item["mask"], resize_mask(pairs.mask(pair), 64))
+            np.testing.assert_array_equal(item["tokens"], tokenize([pair.sentence], 17)[0])
+            item["image"].zero_()
+            item["mask"].zero_()
+
+
+def test_training_pairs_pickle_and_batch(pairs: ReferDataset) -> None:
+    training = pickle.loads(pickle.dumps(TrainingPairs(pairs, 32, 17, cache=True)))
+    batch = next(iter(DataLoader(training, batch_size=3)))
+    assert {name: tuple(value.shape) for name, value in batch.items()} == {
+        "image": (3, 32, 32, 3),
+        "tokens": (3, 17),
+        "mask": (3, 32, 32),
+    }

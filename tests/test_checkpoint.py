@@ -1,0 +1,106 @@
+"""Checkpoints: exact round trips, and one clear line for every kind of wrong file."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import tfanet
+from tfanet.checkpoint import FORMAT, read_config, save_model, weights_sha256
+from tfanet.config import TFANetConfig, preset
+from tfanet.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def checkpoint(random_model, tmp_path_factory):
+    path = tmp_path_factory.mktemp("checkpoint") / "model.safetensors"
+    save_model(random_model, path)
+    return path
+
+
+def test_round_trip(random_model, checkpoint):
+    loaded = tfanet.load_model(checkpoint)
+    assert loaded.config == random_model.config == read_config(checkpoint)
+    assert not loaded.training
+    for name, tensor in random_model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor), name
+    assert weights_sha256(loaded) == weights_sha256(random_model)
+
+
+def test_half_storage_is_half_the_size_and_loads_as_fp32(random_model, checkpoint, tmp_path):
+    half = tmp_path / "half.safetensors"
+    save_model(random_model, half, dtype=torch.float16)
+    assert half.stat().st_size < 0.51 * checkpoint.stat().st_size
+    loaded = tfanet.load_model(half)
+    weight = loaded.state_dict()["plus.0.w_v.weight"]
+    assert weight.dtype == torch.float32
+    assert torch.equal(weight, random_model.state_dict()["plus.0.w_v.weight"].half().float())
+
+
+def test_another_weight_gives_another_identity(checkpoint):
+    model = tfanet.load_model(checkpoint)
+    before = weights_sha256(model)
+    with torch.no_grad():
+        model.decoder.alpha[0] += 1e-6
+    assert weights_sha256(model) != before
+
+
+def damaged(kind, checkpoint, tmp_path):
+    path = tmp_path / "damaged.safetensors"
+    tensors, metadata = load_file(checkpoint), {"format": FORMAT, "config": preset("tiny").to_json()}
+    match kind:
+        case "missing":
+            return path
+        case "empty":
+            path.touch()
+        case "folder":
+            path.mkdir()
+        case "truncated":
+            path.write_bytes(checkpoint.read_bytes()[:-100])
+        case "pickle":
+            torch.save(tensors, path)
+        case "text":
+            path.write_text("not weights at all, whatever the name says\n")
+        case "foreign":
+            save_file(tensors, path)
+        case "missing-tensor":
+            del tensors["decoder.alpha"]
+            save_file(tensors, path, metadata)
+        case "extra-tensor":
+            save_file(tensors | {"more": torch.zeros(1)}, path, metadata)
+        case "wrong-shape":
+            save_file(tensors | {"decoder.alpha": torch.zeros(5)}, path, metadata)
+        case "bad-config":
+            save_file(tensors, path, metadata | {"config": '{"image_size": 96}'})
+        case "no-json":
+            save_file(tensors, path, metadata | {"config": "{"})
+    return path
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("missing", "does not exist"),
+        ("empty", "is empty"),
+        ("folder", "is a folder"),
+        ("truncated", "truncated or no .safetensors"),
+        ("pickle", "truncated or no .safetensors"),
+        ("text", "truncated or no .safetensors"),
+        ("foreign", "no TFANet checkpoint"),
+        ("missing-tensor", r"missing \['decoder.alpha'\]"),
+        ("extra-tensor", r"unknown \['more'\]"),
+        ("wrong-shape", r"decoder.alpha is \[5\], its config asks for \[3\]"),
+        ("bad-config", "does not fit this version"),
+        ("no-json", "is not JSON"),
+    ],
+)
+def test_wrong_files_are_one_line(kind, message, checkpoint, tmp_path):
+    with pytest.raises(UserError, match=message) as caught:
+        tfanet.load_model(damaged(kind, checkpoint, tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+def test_config_round_trip():
+    config = preset("base", token_length=22)
+    assert TFANetConfig.from_json(config.to_json()) == config

@@ -1,0 +1,194 @@
+"""The model: sizes, shapes, and what must and must not influence its output."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import tfanet
+from tfanet import vmamba
+from tfanet.config import preset
+from tfanet.data.transforms import tokenize
+from tfanet.errors import UserError
+from tfanet.mlam import MLAM
+from tfanet.ops.selective_scan import selective_scan_loop
+from tfanet.text import TextEncoder, tower_config
+from tfanet.wfdm import WFDM
+
+LENGTH = 17
+
+
+def inputs_for(config, sentences):
+    rng = torch.Generator().manual_seed(0)
+    size = config.image_size
+    image = torch.randint(0, 256, (len(sentences), size, size, 3), generator=rng, dtype=torch.uint8)
+    return image, torch.from_numpy(tokenize(sentences, config.token_length))
+
+
+def test_tiny_has_at_most_five_million_parameters(random_model):
+    assert sum(parameter.numel() for parameter in random_model.parameters()) <= 5_000_000
+
+
+@pytest.mark.parametrize(("name", "size"), [("tiny", 96), ("base", 480)])
+def test_presets_are_constructible_and_map_shapes(name, size):
+    with torch.device("meta"):
+        model = tfanet.build_model(name).eval()
+        image = torch.zeros(2, size, size, 3, dtype=torch.uint8)
+        logits = model(image, torch.zeros(2, LENGTH, dtype=torch.int64))
+    assert logits.shape == (2, size, size)
+    assert logits.dtype == torch.float32
+
+
+def test_base_is_the_papers_size():
+    """Table 4 (f): 268.46 M parameters."""
+    with torch.device("meta"):
+        model = tfanet.build_model("base")
+    assert sum(parameter.numel() for parameter in model.parameters()) == pytest.approx(268.46e6, rel=0.03)
+
+
+def test_base_text_tower_is_clips_vit_l_14():
+    assert tower_config("ViT-L-14") | {"width": 768, "heads": 12, "layers": 12} == tower_config("ViT-L-14")
+
+
+def test_stage_shapes(random_model):
+    with torch.inference_mode():
+        outputs = random_model.vmamba(torch.zeros(1, 3, 96, 96))
+    assert [tuple(x.shape[1:]) for x in outputs] == [(24, 24, 24), (48, 12, 12), (96, 6, 6), (128, 3, 3)]
+
+
+def test_what_follows_the_end_of_the_sentence_does_not_matter(random_model):
+    image, tokens = inputs_for(random_model.config, ["the small red circle", "a star"])
+    changed = tokens.clone()
+    for row in changed:
+        end = int(row.argmax())
+        row[end + 1 :] = torch.randint(1, 40000, (LENGTH - end - 1,))
+    with torch.inference_mode():
+        torch.testing.assert_close(random_model(image, changed), random_model(image, tokens), rtol=0, atol=0)
+
+
+def test_token_zero_inside_a_sentence_is_a_word():
+    tokens = torch.tensor([[49406, 0, 320, 49407, 0, 0]])
+    features = TextEncoder("tiny")(tokens)
+    assert features.valid.tolist() == [[True, True, True, True, False, False]]
+    assert (features.words[0, :, 1] != 0).any()
+    assert (features.words[0, :, 4:] == 0).all()
+
+
+def test_sentence_feature_is_the_one_at_eot():
+    tokens = torch.tensor([[49406, 320, 736, 49407, 0]])
+    features = TextEncoder("tiny")(tokens)
+    torch.testing.assert_close(features.sentence[0], features.words[0, :, 3])
+
+
+def test_the_sentence_matters(random_model):
+    image, tokens = inputs_for(random_model.config, ["the small red circle"])
+    _, other = inputs_for(random_model.config, ["the large blue star"])
+    with torch.inference_mode():
+        assert not torch.allclose(random_model(image, tokens), random_model(image, other), atol=1e-6)
+
+
+def test_a_pair_does_not_see_its_batch(random_model):
+    image, tokens = inputs_for(random_model.config, ["the small red circle", "a star", "top left thing"])
+    with torch.inference_mode():
+        together = random_model(image, tokens)
+        alone = torch.cat([random_model(image[i : i + 1], tokens[i : i + 1]) for i in range(3)])
+    torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-6)
+
+
+def test_cross_scan_order():
+    x = torch.arange(6.0).view(1, 1, 2, 3)  # 0 1 2 / 3 4 5
+    scans = vmamba.cross_scan(x)[0, :, 0].tolist()
+    assert scans == [[0, 1, 2, 3, 4, 5], [0, 3, 1, 4, 2, 5], [5, 4, 3, 2, 1, 0], [5, 2, 4, 1, 3, 0]]
+    torch.testing.assert_close(vmamba.cross_merge(vmamba.cross_scan(x), 2, 3), 4 * x)
+
+
+@pytest.mark.parametrize(("directions", "height"), [(4, 5), (2, 1)])
+def test_ss2d_with_the_oracle_in_place_of_the_operation(monkeypatch, directions, height):
+    torch.manual_seed(0)
+    block = vmamba.SS2D(6, 8, inputs=9, state=2, directions=directions)
+    x = torch.randn(2, 9, height, 7)
+    fast = block(x)
+    monkeypatch.setattr(vmamba, "selective_scan", selective_scan_loop)
+    assert fast.shape == (2, 6, height, 7)
+    torch.testing.assert_close(block(x), fast, rtol=1e-5, atol=1e-5)
+
+
+def test_vmamba_parameter_names_are_the_official_ones(random_model):
+    names = {
+        name
+        for name, _ in random_model.vmamba.named_parameters()
+        if ".blocks.0." in name or "layers" not in name
+    }
+    block = {
+        "norm.weight", "norm.bias", "norm2.weight", "norm2.bias", "mlp.fc1.weight", "mlp.fc1.bias",
+        "mlp.fc2.weight", "mlp.fc2.bias", "op.A_logs", "op.Ds", "op.dt_projs_bias", "op.out_norm.weight",
+        "op.out_norm.bias", "op.in_proj.weight", "op.conv2d.weight", "op.x_proj.weight", "op.dt_projs.weight",
+        "op.out_proj.weight",
+    }  # fmt: skip
+    expected = {f"layers.{i}.blocks.0.{name}" for i in range(4) for name in block}
+    expected |= {f"patch_embed.{i}.{kind}" for i in (0, 2, 5, 7) for kind in ("weight", "bias")}
+    assert names == expected
+    assert {f"layers.0.downsample.{i}.weight" for i in (1, 3)} <= set(random_model.vmamba.state_dict())
+
+
+def test_mlam_ignores_padded_words():
+    torch.manual_seed(0)
+    mlam = MLAM(visual_dim=6, text_dim=5, dim=8, heads=2)
+    visual, words = torch.randn(1, 6, 4, 3), torch.randn(1, 5, 7)
+    valid = torch.tensor([[True] * 4 + [False] * 3])
+    f_vl, f_lv = mlam(visual, words * valid[:, None], valid)
+    assert f_vl.shape == (1, 8, 7)
+    assert f_lv.shape == (1, 8, 4, 3)
+    assert (f_vl[..., 4:] == 0).all()
+    short_vl, short_lv = mlam(visual, words[..., :4], valid[:, :4])
+    torch.testing.assert_close(f_vl[..., :4], short_vl)
+    torch.testing.assert_close(f_lv, short_lv)
+
+
+def test_wfdm_weighs_coarse_against_fine():
+    """Equation 26 with alpha = 1 keeps the coarsest level alone; with alpha = 0 the finest alone."""
+    config = preset("tiny")
+    torch.manual_seed(0)
+    decoder = WFDM(config).eval()
+    fused = [torch.randn(1, c, 24 >> i, 24 >> i) for i, c in enumerate(config.vmamba_dims)]
+    words = [torch.randn(1, config.mlam_dim, 5) for _ in fused]
+    valid = torch.ones(1, 5, dtype=torch.bool)
+
+    def depends_on(level):
+        moved = [x + (torch.randn_like(x) if i == level else 0) for i, x in enumerate(fused)]
+        return not torch.equal(decoder(moved, words, valid), decoder(fused, words, valid))
+
+    with torch.inference_mode():
+        decoder.alpha.fill_(100.0)
+        assert [depends_on(level) for level in range(4)] == [False, False, False, True]
+        decoder.alpha.fill_(-100.0)
+        assert [depends_on(level) for level in range(4)] == [True, False, False, False]
+
+
+def test_normalisation_is_imagenets(random_model):
+    image = torch.tensor([[[[124, 116, 104]]]], dtype=torch.uint8)
+    x = random_model.normalise(image).flatten().numpy()
+    np.testing.assert_allclose(
+        x, (np.array([124, 116, 104]) / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225], 1e-4
+    )
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"image_size": 100}, "multiple of 32"),
+        ({"token_length": 78}, "token_length"),
+        ({"mlam_heads": 5}, "not divisible"),
+        ({"colour": "red"}, "unknown config field"),
+        ({"text_tower": "ViT-Z-99"}, "unknown text tower"),
+    ],
+)
+def test_impossible_configs_are_one_line(fields, message):
+    with pytest.raises(UserError, match=message):
+        tfanet.build_model("tiny", **fields)
+
+
+def test_unknown_preset():
+    with pytest.raises(UserError, match="known: tiny, base"):
+        tfanet.build_model("huge")

@@ -1,0 +1,65 @@
+"""Images, masks and logits between files, the model's square and the picture's own size. No PyTorch."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from tfanet.errors import UserError
+from tfanet.files import require_file
+
+
+def open_image(path: str | Path, *, upright: bool = True) -> Image.Image:
+    """The picture in `path`, fully decoded, as RGB; grey, palette and CMYK pictures are converted.
+
+    `upright` turns the picture as its EXIF orientation says; a data set whose masks follow the stored
+    pixels wants False. Raises `UserError` naming the file when it is missing, no image, truncated or
+    large enough (over 179 million pixels) to look like a decompression bomb.
+    """
+    path = require_file(path, "image")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path) as picture:
+                picture.load()
+                return (ImageOps.exif_transpose(picture) if upright else picture).convert("RGB")
+    except Image.DecompressionBombError as error:
+        raise UserError(f"image {path} is too large to be opened safely; scale it down first") from error
+    except UnidentifiedImageError as error:
+        raise UserError(f"{path} is not an image that Pillow can read") from error
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        raise UserError(f"image {path} is damaged or cannot be read: {error}") from error
+
+
+def resize_image(picture: Image.Image, size: int) -> np.ndarray:
+    """`picture` as uint8 `[size, size, 3]`, RGB: bilinear, antialiased, aspect not kept (as LAVT)."""
+    resized = picture.convert("RGB").resize((size, size), Image.Resampling.BILINEAR)
+    return np.array(resized, dtype=np.uint8)
+
+
+def resize_mask(mask: np.ndarray, size: int) -> np.ndarray:
+    """A mask uint8 `[H, W]` as uint8 `[size, size]`: the nearest pixel, so that 0 and 1 stay 0 and 1."""
+    picture = Image.fromarray(np.ascontiguousarray(mask, dtype=np.uint8))
+    return np.array(picture.resize((size, size), Image.Resampling.NEAREST), dtype=np.uint8)
+
+
+def logits_to_size(logits: np.ndarray, height: int, width: int) -> np.ndarray:
+    """float32 `[S, S]` resized to float32 `[height, width]`, in pixels: bilinear with `align_corners=False`.
+
+    The same numbers as `torch.nn.functional.interpolate`, up to rounding, without importing PyTorch.
+    """
+    values = np.asarray(logits, dtype=np.float32)
+    above, below, lower = _neighbours(values.shape[0], height)
+    left, right, inward = _neighbours(values.shape[1], width)
+    rows = values[above] + (values[below] - values[above]) * lower[:, None]
+    return rows[:, left] + (rows[:, right] - rows[:, left]) * inward
+
+
+def _neighbours(source: int, target: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """For each target pixel: the two source pixels around it (int64), and the weight of the second."""
+    position = np.maximum((np.arange(target) + 0.5) * (source / target) - 0.5, 0.0)
+    first = np.minimum(position.astype(np.int64), source - 1)
+    return first, np.minimum(first + 1, source - 1), (position - first).astype(np.float32)

@@ -1,0 +1,79 @@
+"""COCO's segmentations, polygons and run-length codes (RLE), as masks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from tfanet.errors import UserError
+
+
+def segmentation_to_mask(segmentation: Any, height: int, width: int) -> np.ndarray:
+    """Polygons, an RLE (compressed or not) or a list of RLEs as uint8 `[height, width]` in {0, 1}.
+
+    Overlapping parts are a union. Raises `UserError` for anything else, and for an RLE that does not fit
+    the picture.
+    """
+    parts: Any = [segmentation] if isinstance(segmentation, dict) else segmentation
+    if isinstance(parts, list) and parts and all(isinstance(part, dict) for part in parts):
+        return np.bitwise_or.reduce([_rle_to_mask(part, height, width) for part in parts])
+    if isinstance(parts, list) and parts and all(isinstance(part, list) for part in parts):
+        return polygons_to_mask(parts, height, width)
+    raise UserError("the segmentation is neither a list of polygons nor an RLE")
+
+
+def polygons_to_mask(polygons: list[list[float]], height: int, width: int) -> np.ndarray:
+    """The union of polygons `[x0, y0, x1, y1, ...]` in pixels as uint8 `[height, width]` in {0, 1}.
+
+    A polygon of fewer than three corners has no area and is left out; pycocotools would take four numbers
+    for a box, and then every polygon beside them.
+    """
+    from pycocotools import mask
+
+    # pycocotools' own type stubs know only a part of what it accepts.
+    coco: Any = mask
+    whole = [polygon for polygon in polygons if len(polygon) >= 6]
+    if not whole or any(len(polygon) % 2 for polygon in whole):
+        raise UserError("the segmentation has no polygon of three or more x, y pairs")
+    try:
+        parts = coco.decode(coco.frPyObjects(whole, height, width))
+    except (TypeError, ValueError) as error:
+        raise UserError("the segmentation's polygons hold something else than numbers") from error
+    return np.ascontiguousarray(parts.any(axis=2), dtype=np.uint8)
+
+
+def _rle_to_mask(part: dict[str, Any], height: int, width: int) -> np.ndarray:
+    """Runs of 0 and 1 in turn, down the columns.
+
+    Decoded here, since pycocotools leaves the pixels that the runs do not cover uninitialised.
+    """
+    counts, size = part.get("counts"), part.get("size")
+    if size != [height, width]:
+        raise UserError(f"the RLE's size is {size}, the picture's is {[height, width]}")
+    if isinstance(counts, str | bytes):
+        counts = _runs(counts if isinstance(counts, bytes) else counts.encode())
+    if not isinstance(counts, list) or not all(isinstance(run, int) and run >= 0 for run in counts):
+        raise UserError("the RLE's counts are not whole numbers from 0")
+    if sum(counts) != height * width:
+        raise UserError(f"the RLE's counts do not add up to the picture's {height * width} pixels")
+    flat = np.repeat(np.arange(len(counts), dtype=np.int64) % 2, counts)
+    return np.ascontiguousarray(flat.reshape(width, height).T, dtype=np.uint8)
+
+
+def _runs(text: bytes) -> list[int]:
+    """The run lengths in COCO's compressed counts: groups of 5 bits, low first, 32 says that more follow.
+
+    From the fourth run on, the text holds the difference from the run before the last.
+    """
+    runs: list[int] = []
+    value, shift = 0, 0
+    for byte in text:
+        group = byte - 48
+        value |= (group & 31) << shift
+        shift += 5
+        if not group & 32:
+            signed = value - (1 << shift) if group & 16 else value
+            runs.append(signed + (runs[-2] if len(runs) > 2 else 0))
+            value, shift = 0, 0
+    return runs

@@ -1,0 +1,174 @@
+"""Small made-up scenes: coloured shapes of two sizes, placed without touching. Geometry only, no pixels.
+
+The first thing of a scene is its referent. The others are chosen to mislead a model that reads only part of
+the sentence: twins of the referent, things that differ from it in one attribute, and passers-by.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import cos, pi, sin
+
+import numpy as np
+
+SIZES = ("small", "large")
+COLOURS: dict[str, tuple[int, int, int]] = {
+    "red": (214, 38, 42),
+    "orange": (245, 134, 24),
+    "yellow": (245, 216, 48),
+    "green": (46, 158, 66),
+    "blue": (40, 92, 214),
+    "purple": (128, 52, 176),
+    "pink": (246, 132, 186),
+    "white": (244, 244, 240),
+}
+LEVELS = ("attributes", "positions", "relations", "all")
+
+_RADIUS = {"small": (0.075, 0.090), "large": (0.145, 0.175)}
+_MARGIN = 3.0
+_ATTRIBUTES = ("colour", "shape", "size")
+
+
+def _regular(corners: int, start: float, reach: float) -> list[tuple[float, float]]:
+    angles = [start + 2 * pi * corner / corners for corner in range(corners)]
+    return [(reach * cos(angle), reach * sin(angle)) for angle in angles]
+
+
+def _star() -> list[tuple[float, float]]:
+    outer, inner = _regular(5, -pi / 2, 1.3), _regular(5, -pi / 2 + pi / 5, 0.56)
+    return [point for pair in zip(outer, inner, strict=True) for point in pair]
+
+
+def _cross() -> list[tuple[float, float]]:
+    arm, half = 1.12, 0.38
+    quarter = [(half, -arm), (half, -half), (arm, -half)]
+    turns = [(1, 0), (0, 1), (-1, 0), (0, -1)]
+    return [(x * c - y * s, x * s + y * c) for c, s in turns for x, y in quarter]
+
+
+def _heart() -> list[tuple[float, float]]:
+    angles = [2 * pi * step / 40 for step in range(40)]
+    return [
+        (
+            1.1 * sin(angle) ** 3,
+            -(13 * cos(angle) - 5 * cos(2 * angle) - 2 * cos(3 * angle) - cos(4 * angle)) / 14.5 - 0.1,
+        )
+        for angle in angles
+    ]
+
+
+_OUTLINES: dict[str, np.ndarray] = {
+    "circle": np.array(_regular(48, 0.0, 1.0)),
+    "square": np.array(_regular(4, pi / 4, 1.24)),
+    "triangle": np.array(_regular(3, -pi / 2, 1.3)),
+    "star": np.array(_star()),
+    "cross": np.array(_cross()),
+    "heart": np.array(_heart()),
+}
+SHAPES = tuple(_OUTLINES)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a thing looks like, in the words of `SIZES`, `COLOURS` and `SHAPES`."""
+
+    size: str
+    colour: str
+    shape: str
+
+
+@dataclass(frozen=True)
+class Thing:
+    """One object: its kind, and where and how it is drawn (pixels, radians, RGB 0..255)."""
+
+    kind: Kind
+    x: float
+    y: float
+    radius: float
+    angle: float
+    rgb: tuple[int, int, int]
+
+    def polygon(self) -> np.ndarray:
+        """The outline, float64 `[n, 2]` in pixels (x to the right, y down; pixel (0, 0) spans 0..1)."""
+        turn = np.array([[cos(self.angle), sin(self.angle)], [-sin(self.angle), cos(self.angle)]])
+        return np.round(self.radius * _OUTLINES[self.kind.shape] @ turn + (self.x, self.y), 2)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A picture's size in pixels and its 3 to 6 things; `things[0]` is the referent."""
+
+    width: int
+    height: int
+    things: tuple[Thing, ...]
+
+
+def sample_scene(rng: np.random.Generator, level: str, shapes: Sequence[str] = SHAPES) -> Scene:
+    """A random scene whose referent has one of `shapes` and whose company suits the language `level`."""
+    width, height = (int(side) for side in rng.integers(112, 177, size=2))
+    things = None
+    while things is None:
+        things = _place(rng, _cast(rng, level, shapes), width, height)
+    return Scene(width, height, things)
+
+
+def _cast(rng: np.random.Generator, level: str, shapes: Sequence[str]) -> list[Kind]:
+    """Referent first, then its misleading company, then passers-by."""
+    referent = _random_kind(rng, shapes)
+    cast = [referent]
+    if level == "attributes":
+        differences = rng.permutation(_ATTRIBUTES)[: rng.integers(2, 4)]
+    else:
+        cast += [referent if rng.random() < 0.7 else _vary(rng, referent, "size")] * int(rng.integers(1, 3))
+        differences = rng.permutation(_ATTRIBUTES)[: rng.integers(0, 3)]
+    cast += [_vary(rng, referent, str(attribute)) for attribute in differences]
+    total = max(len(cast), int(rng.integers(3, 7)))
+    while len(cast) < total:
+        passer_by = _random_kind(rng, SHAPES)
+        if passer_by != referent:
+            cast.append(passer_by)
+    return cast
+
+
+def _random_kind(rng: np.random.Generator, shapes: Sequence[str]) -> Kind:
+    return Kind(str(rng.choice(SIZES)), str(rng.choice(list(COLOURS))), str(rng.choice(shapes)))
+
+
+def _vary(rng: np.random.Generator, kind: Kind, attribute: str) -> Kind:
+    """`kind` with exactly this attribute changed."""
+    words = {"size": SIZES, "colour": tuple(COLOURS), "shape": SHAPES}[attribute]
+    values = {"size": kind.size, "colour": kind.colour, "shape": kind.shape}
+    values[attribute] = str(rng.choice([word for word in words if word != values[attribute]]))
+    return Kind(**values)
+
+
+def _place(rng: np.random.Generator, kinds: list[Kind], width: int, height: int) -> tuple[Thing, ...] | None:
+    """Things of these kinds, apart from each other and from the border; None when they did not fit."""
+    placed: dict[int, Thing] = {}
+    large_first = sorted(range(len(kinds)), key=lambda index: kinds[index].size != "large")
+    for index in large_first:
+        low, high = _RADIUS[kinds[index].size]
+        radius = float(rng.uniform(low, high)) * min(width, height)
+        reach = _reach(kinds[index].shape) * radius + _MARGIN
+        for _ in range(40):
+            x, y = float(rng.uniform(reach, width - reach)), float(rng.uniform(reach, height - reach))
+            gaps = (np.hypot(x - o.x, y - o.y) - _reach(o.kind.shape) * o.radius for o in placed.values())
+            if all(gap > reach for gap in gaps):
+                break
+        else:
+            return None
+        angle = float(rng.uniform(-0.2, 0.2))
+        placed[index] = Thing(kinds[index], x, y, radius, angle, _tint(rng, kinds[index].colour))
+    return tuple(placed[index] for index in range(len(kinds)))
+
+
+def _reach(shape: str) -> float:
+    return float(np.hypot(*_OUTLINES[shape].T).max())
+
+
+def _tint(rng: np.random.Generator, colour: str) -> tuple[int, int, int]:
+    """The named colour, a little lighter or darker and a little off its hue."""
+    tinted = np.array(COLOURS[colour]) * rng.uniform(0.93, 1.05) + rng.uniform(-8, 8, 3)
+    red, green, blue = (int(channel) for channel in np.clip(tinted, 0, 255))
+    return red, green, blue

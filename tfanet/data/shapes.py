@@ -1,0 +1,255 @@
+"""A synthetic RefCOCO on disk: drawn scenes, their masks, and sentences that fit one object and no other.
+
+The folder is laid out as the REFER API wants it, so every reader of RefCOCO reads it too. Picture i of a
+split depends on the seed, the split, i and the language levels alone, never on how many others are made.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from tfanet.console import track
+from tfanet.data.draw import draw_scene, jpeg
+from tfanet.data.language import Description, describe
+from tfanet.data.masks import polygons_to_mask
+from tfanet.data.refer import DATASETS
+from tfanet.data.scene import LEVELS, SHAPES, Scene, Thing, sample_scene
+from tfanet.errors import UserError
+
+DEFAULT_ROOT = Path("data/shapes")
+DEFAULT_LEVELS = ("attributes", "positions")
+RECORD = "shapes.json"
+
+_VERSION = 1
+_SPLITS = {"train": 0, "val": 1, "testA": 2, "testB": 3, "test": 4}
+_REFERENT_SHAPES = {"testA": ("circle", "square", "triangle"), "testB": ("star", "cross", "heart")}
+_IMAGES = Path("images/mscoco/images/train2014")
+
+
+@dataclass(frozen=True)
+class Referred:
+    """One referred object: its index in the scene and 1 to 3 descriptions with their sentences."""
+
+    index: int
+    told: tuple[tuple[Description, str], ...]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One picture of the data set before it is written: scene, JPEG bytes, and the objects spoken of."""
+
+    scene: Scene
+    picture: bytes
+    referred: tuple[Referred, ...]
+
+
+def splits_of(dataset: str) -> tuple[str, ...]:
+    """The splits of `refcoco`, `refcoco+` or `refcocog`; `UserError` for another name."""
+    if dataset not in DATASETS:
+        raise UserError(f"unknown data set {dataset!r}; known: {', '.join(DATASETS)}")
+    return ("train", "val", "test") if dataset == "refcocog" else ("train", "val", "testA", "testB")
+
+
+def default_counts(dataset: str = "refcoco") -> dict[str, int]:
+    """Pictures a split: 6000 to train on, 300 in each of the others."""
+    return {split: 6000 if split == "train" else 300 for split in splits_of(dataset)}
+
+
+def make_sample(seed: int, split: str, index: int, levels: Sequence[str] = DEFAULT_LEVELS) -> Sample:
+    """Picture `index` of a split. `testA` speaks of circles, squares and triangles, `testB` of the others."""
+    rng = np.random.default_rng([seed, _SPLITS[split], index])
+    level = str(rng.choice(_checked_levels(levels)))
+    shapes = _REFERENT_SHAPES.get(split, SHAPES)
+    scene, told = _speakable_scene(rng, level, shapes)
+    referred = [Referred(0, tuple(told))]
+    for other in rng.permutation(len(scene.things)):
+        if other == 0 or scene.things[other].kind.shape not in shapes:
+            continue
+        told = describe(rng, scene, int(other), level, int(rng.integers(2, 4)))
+        if told:
+            referred.append(Referred(int(other), tuple(told)))
+            break
+    return Sample(scene, jpeg(draw_scene(rng, scene)), tuple(referred))
+
+
+def _speakable_scene(
+    rng: np.random.Generator, level: str, shapes: Sequence[str]
+) -> tuple[Scene, list[tuple[Description, str]]]:
+    """A scene whose first thing can be described at this level, with its descriptions."""
+    while True:
+        scene = sample_scene(rng, level, shapes)
+        told = describe(rng, scene, 0, level, int(rng.integers(2, 4)))
+        if told:
+            return scene, told
+
+
+def _checked_levels(levels: Sequence[str]) -> tuple[str, ...]:
+    unknown = sorted(set(levels) - set(LEVELS))
+    if unknown or not levels:
+        said = ", ".join(unknown) or "(none)"
+        raise UserError(f"unknown language level {said}; known: {', '.join(LEVELS)}")
+    return tuple(levels)
+
+
+def render_pair(
+    seed: int, index: int, levels: Sequence[str] = DEFAULT_LEVELS, split: str = "val"
+) -> tuple[Image.Image, str, np.ndarray]:
+    """Picture (RGB), sentence and mask (uint8 `[H, W]` in {0, 1}) of a split's sample, without a disk.
+
+    They equal what `write_shapes` makes and `ReferDataset` reads: the first sentence of the picture's
+    first object.
+    """
+    sample = make_sample(seed, split, index, levels)
+    scene, referred = sample.scene, sample.referred[0]
+    with Image.open(BytesIO(sample.picture)) as stored:
+        picture = stored.convert("RGB")
+    mask = polygons_to_mask([_flat_polygon(scene.things[referred.index])], scene.height, scene.width)
+    return picture, referred.told[0][1], mask
+
+
+def ensure_shapes(root: str | Path = DEFAULT_ROOT) -> Path:
+    """The folder of a synthetic data set: as it is where there is one, else made with every default."""
+    root = Path(root)
+    return root if (root / RECORD).is_file() else write_shapes(root)
+
+
+def write_shapes(
+    root: str | Path,
+    dataset: str = "refcoco",
+    levels: Sequence[str] = DEFAULT_LEVELS,
+    counts: Mapping[str, int] | None = None,
+    seed: int = 0,
+    force: bool = False,
+) -> Path:
+    """Make a synthetic `dataset` in the folder `root` and return `root`.
+
+    `counts` gives the pictures a split (`default_counts` where None; a split left out is empty). The folder
+    appears only when it is complete. A complete one of the same parameters is kept as it is; one of other
+    parameters is replaced with `force` and a `UserError` without, as is a folder that holds anything else.
+    """
+    root = Path(root)
+    counts = _checked_counts(dataset, default_counts(dataset) if counts is None else counts)
+    record = {
+        "version": _VERSION,
+        "dataset": dataset,
+        "levels": list(_checked_levels(levels)),
+        "counts": counts,
+        "seed": seed,
+    }
+    if _is_done(root, record, force):
+        return root
+    try:
+        root.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=root.parent, prefix=f".{root.name}-") as workshop:
+            made = Path(workshop) / "made"
+            _write(made, dataset, levels, counts, seed)
+            (made / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+            if _is_done(root, record, force):
+                return root
+            if root.exists():
+                root.rename(Path(workshop) / "replaced")
+            made.rename(root)
+    except OSError as error:
+        raise UserError(f"cannot write {root}: {error.strerror or error}") from error
+    return root
+
+
+def _checked_counts(dataset: str, counts: Mapping[str, int]) -> dict[str, int]:
+    splits = splits_of(dataset)
+    unknown = sorted(set(counts) - set(splits))
+    if unknown:
+        raise UserError(f"{dataset} has no split {', '.join(unknown)}; its splits: {', '.join(splits)}")
+    if any(count < 0 or count >= 1_000_000 for count in counts.values()) or not any(counts.values()):
+        raise UserError("the pictures a split must be from 0 to 999999, and not all 0")
+    return {split: int(counts.get(split, 0)) for split in splits}
+
+
+def _is_done(root: Path, record: dict[str, Any], force: bool) -> bool:
+    """Whether `root` holds this very data set; `UserError` where it holds what must not be replaced."""
+    if not root.exists() or (root.is_dir() and not any(root.iterdir())):
+        return False
+    if not (root / RECORD).is_file():
+        raise UserError(f"{root} exists and is not a synthetic data set; choose another folder")
+    try:
+        existing = json.loads((root / RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        existing = None
+    if existing == record:
+        return True
+    if not force:
+        raise UserError(
+            f"{root} holds a synthetic data set of other parameters; choose another folder or add --force"
+        )
+    return False
+
+
+def _write(root: Path, dataset: str, levels: Sequence[str], counts: dict[str, int], seed: int) -> None:
+    (root / dataset).mkdir(parents=True)
+    (root / _IMAGES).mkdir(parents=True)
+    images, annotations, refs = [], [], []
+    jobs = [(split, index) for split, count in counts.items() for index in range(count)]
+    for split, index in track(jobs, "drawing scenes", total=len(jobs)):
+        sample = make_sample(seed, split, index, levels)
+        image_id = _SPLITS[split] * 1_000_000 + index + 1
+        name = f"COCO_train2014_{image_id:012d}.jpg"
+        (root / _IMAGES / name).write_bytes(sample.picture)
+        size = {"height": sample.scene.height, "width": sample.scene.width}
+        images.append({"id": image_id, "file_name": name, **size})
+        things = enumerate(sample.scene.things)
+        annotations += [_annotation(thing, image_id, place) for place, thing in things]
+        refs += [_ref(sample.scene, referred, image_id, split) for referred in sample.referred]
+    categories = [
+        {"id": number, "name": shape, "supercategory": "shape"} for number, shape in enumerate(SHAPES, 1)
+    ]
+    instances = {"images": images, "annotations": annotations, "categories": categories}
+    (root / dataset / "instances.json").write_text(json.dumps(instances), encoding="utf-8")
+    with (root / dataset / f"refs({DATASETS[dataset]}).p").open("wb") as file:
+        pickle.dump(refs, file, protocol=2)
+
+
+def _flat_polygon(thing: Thing) -> list[float]:
+    return thing.polygon().reshape(-1).tolist()
+
+
+def _annotation(thing: Thing, image_id: int, place: int) -> dict[str, Any]:
+    points = thing.polygon()
+    low, high = points.min(axis=0), points.max(axis=0)
+    following = np.roll(points, -1, axis=0)
+    area = abs(float(np.sum(points[:, 0] * following[:, 1] - points[:, 1] * following[:, 0]))) / 2
+    return {
+        "id": image_id * 10 + place,
+        "image_id": image_id,
+        "category_id": SHAPES.index(thing.kind.shape) + 1,
+        "segmentation": [_flat_polygon(thing)],
+        "bbox": [round(float(side), 2) for side in (*low, *(high - low))],
+        "area": round(area, 2),
+        "iscrowd": 0,
+    }
+
+
+def _ref(scene: Scene, referred: Referred, image_id: int, split: str) -> dict[str, Any]:
+    ann_id = image_id * 10 + referred.index
+    sentences = [
+        {"raw": sentence, "sent": sentence, "sent_id": ann_id * 10 + number, "tokens": sentence.split()}
+        for number, (_, sentence) in enumerate(referred.told)
+    ]
+    return {
+        "ref_id": ann_id,
+        "ann_id": ann_id,
+        "category_id": SHAPES.index(scene.things[referred.index].kind.shape) + 1,
+        "image_id": image_id,
+        "split": split,
+        "file_name": f"COCO_train2014_{image_id:012d}_{ann_id}.jpg",
+        "sent_ids": [sentence["sent_id"] for sentence in sentences],
+        "sentences": sentences,
+    }
