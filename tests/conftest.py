@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
+
+if TYPE_CHECKING:
+    from tfanet_export import ExportReport
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -19,7 +23,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         missing["tensorrt"] = pytest.mark.skip(reason="the full TensorRT package is not installed")
     for item in items:
         for name, skip in missing.items():
-            if name in item.keywords:
+            if item.get_closest_marker(name):
                 item.add_marker(skip)
 
 
@@ -39,3 +43,15 @@ def shapes_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     counts = {"train": 16, "val": 6, "testA": 4, "testB": 4}
     return write_shapes(tmp_path_factory.mktemp("data") / "shapes", counts=counts)
+
+
+@pytest.fixture(scope="session")
+def exported(random_model, tmp_path_factory: pytest.TempPathFactory) -> dict[str, ExportReport]:
+    """The model of `random_model` exported as `fp32` and `fp16`, with sidecars. Do not change the files."""
+    from tfanet_export import export_onnx
+
+    folder = tmp_path_factory.mktemp("exported")
+    return {
+        precision: export_onnx(random_model, folder / f"{precision}.onnx", fp16=precision == "fp16", pairs=4)
+        for precision in ("fp32", "fp16")
+    }

@@ -49,8 +49,10 @@ class TFANetConfig:
             raise UserError(f"image_size must be a multiple of 32, at least 32, not {self.image_size}")
         if not 3 <= self.token_length <= 77:
             raise UserError(f"token_length must be from 3 to 77, not {self.token_length}")
-        if self.mlam_dim % self.mlam_heads:
+        if self.mlam_heads < 1 or self.mlam_dim % self.mlam_heads:
             raise UserError(f"mlam_dim {self.mlam_dim} is not divisible by mlam_heads {self.mlam_heads}")
+        if min(*self.vmamba_dims, *self.vmamba_depths, self.mlam_dim, self.decoder_dim, self.cssm_size) < 1:
+            raise UserError("widths and depths of a model must be at least 1")
         if not 1 <= self.ssm_state <= 16:
             raise UserError(f"ssm_state must be from 1 to 16, not {self.ssm_state}")
 
@@ -70,13 +72,22 @@ class TFANetConfig:
     @classmethod
     def from_dict(cls, values: Any) -> TFANetConfig:
         """A config from `dataclasses.asdict`'s dictionary; `UserError` when fields are missing or unknown."""
-        names = {field.name for field in dataclasses.fields(cls)}
-        if not isinstance(values, dict) or set(values) != names:
-            odd = sorted(set(values) ^ names) if isinstance(values, dict) else type(values).__name__
+        fields = {field.name: field.default for field in dataclasses.fields(cls)}
+        if not isinstance(values, dict) or set(values) != set(fields):
+            odd = sorted(set(values) ^ set(fields)) if isinstance(values, dict) else type(values).__name__
             raise UserError(f"the model's config does not fit this version of tfanet: {odd}")
-        return cls(
-            **{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-        )
+        given: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in values.items()}
+        wrong = [name for name, value in given.items() if not _same_kind(value, fields[name])]
+        if wrong:
+            raise UserError(f"the model's config has values of a wrong type: {wrong}")
+        return cls(**given)
+
+
+def _same_kind(value: Any, default: Any) -> bool:
+    """Whether `value` may stand where `default` does: same type, an int for a float, as many ints."""
+    if isinstance(default, tuple):
+        return isinstance(value, tuple) and len(value) == len(default) and all(type(v) is int for v in value)
+    return type(value) is type(default) or (isinstance(default, float) and type(value) is int)
 
 
 PRESETS: dict[str, TFANetConfig] = {

@@ -70,18 +70,18 @@ class MLAM(nn.Module):
         F_W must be zero where `valid` is not; F_VL is.
         """
         mask = valid[:, None].to(visual.dtype)
-        f_vl = f_lv = None
+        to_text, to_image = [], []
         for i in range(len(KERNELS)):
             # A convolution reaches from the last word into the padding: mask again what it leaves there.
             query = self.text_query[i](words) * mask  # (4)
             key, value = self.visual_key[i](visual), self.visual_value[i](visual)  # (5), (6)
-            a_vl = self.weight_vl[i] * self._attend(query, key, value, self.gamma_vl[i])  # (8)
-            f_vl = a_vl if f_vl is None else f_vl + a_vl  # (10)
+            to_text.append(self.weight_vl[i] * self._attend(query, key, value, self.gamma_vl[i]))  # (8)
 
             query = self.visual_query[i](visual)  # (11)
             key, value = self.text_key[i](words) * mask, self.text_value[i](words) * mask  # (12), (13)
-            a_lv = self.weight_lv[i] * self._attend(query, key, value, self.gamma_lv[i])  # (14)
-            f_lv = a_lv if f_lv is None else f_lv + a_lv  # (15)
+            to_image.append(self.weight_lv[i] * self._attend(query, key, value, self.gamma_lv[i]))  # (14)
+        f_vl = to_text[0] + to_text[1] + to_text[2]  # (10)
+        f_lv = to_image[0] + to_image[1] + to_image[2]  # (15)
         return f_vl, f_lv
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, gamma: Tensor) -> Tensor:

@@ -50,7 +50,7 @@ class TFANet(nn.Module):
         text = self.text(tokens)
         x = self.vmamba.patch_embed(self.normalise(image))
         fused, words = [], []
-        for stage, plus, fusion in zip(self.vmamba.layers, self.plus, self.fusion, strict=True):
+        for stage, plus, fusion in zip(self.vmamba.stages, self.plus, self.fusion, strict=True):
             visual = stage.blocks(x)  # F_V_i [B, C_i, H_i, W_i], (1)
             parts = plus(visual, text)
             fused.append(fusion(parts))  # F_i = delta_i(F_V_i, F_W), (2)
@@ -60,8 +60,9 @@ class TFANet(nn.Module):
 
     def normalise(self, image: Tensor) -> Tensor:
         """uint8 [B, S, S, 3] -> [B, 3, S, S] in the model's dtype, computed in FP32."""
-        x = (image.permute(0, 3, 1, 2).float() - self.image_mean.float()) / self.image_std.float()
-        return x.to(self.vmamba.patch_embed[0].weight.dtype)
+        # Cast first: TensorRT takes uint8 as a network input and as the input of a cast, nowhere else.
+        x = (image.float().permute(0, 3, 1, 2) - self.image_mean.float()) / self.image_std.float()
+        return x.to(self.decoder.alpha.dtype)
 
 
 def build_model(name: str = "base", **overrides: Any) -> TFANet:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -58,7 +58,7 @@ class TextEncoder(nn.Module):
         end = tokens.argmax(dim=1)
         valid = torch.arange(length, device=tokens.device)[None] <= end[:, None]
         x = tower.token_embedding(tokens) + tower.positional_embedding[:length]
-        causal = tower.attn_mask[:length, :length]
+        causal = cast(Tensor, tower.attn_mask)[:length, :length]
         for block in tower.transformer.resblocks:
             x = block(x, attn_mask=causal)
         x = tower.ln_final(x)  # [B, L, W]

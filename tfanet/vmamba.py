@@ -7,6 +7,7 @@ official checkpoints. All feature maps are [B, C, H, W].
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -155,10 +156,15 @@ class VMamba(nn.Module):
             next_dim = dims[i + 1] if i + 1 < len(dims) else None
             self.layers.append(Stage(dim, next_dim, config, rates[first : first + depth]))
 
+    @property
+    def stages(self) -> list[Stage]:
+        """The four stages, for iterating with their type."""
+        return cast("list[Stage]", list(self.layers))
+
     def forward(self, image: Tensor) -> list[Tensor]:
         """Normalised image [B, 3, S, S] -> stage outputs [B, C_i, S/2^(i+1), S/2^(i+1)], i = 1..4."""
         x, outputs = self.patch_embed(image), []
-        for stage in self.layers:
+        for stage in self.stages:
             outputs.append(stage.blocks(x))
             x = stage.downsample(outputs[-1])
         return outputs

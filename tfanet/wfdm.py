@@ -15,6 +15,7 @@ Readings where the paper leaves room:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -38,13 +39,14 @@ class WFDM(nn.Module):
         super().__init__()
         dim, levels = config.decoder_dim, len(config.vmamba_dims)
         self.lateral = nn.ModuleList(_conv_bn_relu(c, dim, 1) for c in config.vmamba_dims)
-        self.delta = nn.ModuleList(nn.Conv1d(config.mlam_dim, dim, 1) for _ in range(levels))
+        deltas = [nn.Conv1d(config.mlam_dim, dim, 1) for _ in range(levels)]
+        for delta in deltas:
+            nn.init.ones_(cast(Tensor, delta.bias))
+        self.delta = nn.ModuleList(deltas)
         self.alpha = nn.Parameter(torch.zeros(levels - 1))
         self.merge = nn.ModuleList(_conv_bn_relu(dim, dim, 3) for _ in range(levels - 1))
         self.refine = nn.ModuleList(_conv_bn_relu(dim, dim, 3) for _ in range(2))
         self.score = nn.Conv2d(dim, 2, 1)
-        for delta in self.delta:
-            nn.init.ones_(delta.bias)
 
     def forward(self, fused: Sequence[Tensor], words: Sequence[Tensor], valid: Tensor) -> Tensor:
         """F_F_i [B, C_i, H_i, W_i], F_VL_i [B, d, L], i = 1..4, valid [B, L] -> float32 [B, S, S]."""

@@ -11,9 +11,9 @@ import typer
 from tfanet.console import new_app, run, say
 from tfanet.data.refer import ReferDataset
 from tfanet.data.shapes import DEFAULT_ROOT, default_counts, ensure_shapes, write_shapes
-from tfanet.data.sheet import contact_sheet
 from tfanet.errors import UserError
 from tfanet.files import atomic_path
+from tfanet.pictures import Cell, contact_sheet
 
 app = new_app("Make a synthetic RefCOCO data set, or look at one.")
 
@@ -61,7 +61,8 @@ def show(
     pairs = ReferDataset(root, dataset, split)
     picks = np.random.default_rng(seed).permutation(len(pairs))[:count]
     chosen = [pairs[int(pick)] for pick in picks]
-    sheet = contact_sheet([(pairs.image(pair), pair.sentence, pairs.mask(pair)) for pair in chosen])
+    cells = [Cell(pairs.image(pair), pair.sentence, truth=pairs.mask(pair) > 0) for pair in chosen]
+    sheet = contact_sheet(cells, title=f"{dataset} {split}")
     with atomic_path(output) as temporary:
         sheet.save(temporary)
     say(f"{output}: {len(chosen)} of {len(pairs)} sentences of {dataset} {split}")

@@ -24,7 +24,17 @@ from tfanet.training.losses import Loss, segmentation_loss
 from tfanet.training.schedule import epoch_batches, learning_rate, parameter_groups, set_learning_rate
 from tfanet.training.state import TrainingState, load_state
 
-LOG_COLUMNS = ("step", "epoch", "loss", "bce", "dice", "rate", "images_per_second", "val_loss", "val_miou")
+LOG_COLUMNS: tuple[str, ...] = (
+    "step",
+    "epoch",
+    "loss",
+    "bce",
+    "dice",
+    "rate",
+    "images_per_second",
+    "val_loss",
+    "val_miou",
+)
 
 
 @dataclass(frozen=True)
@@ -79,7 +89,7 @@ class _Run:
     ) -> None:
         self.options, self.out = options, out
         self.device = torch.device(options.device)
-        self.model = model.to(self.device, memory_format=torch.channels_last)
+        self.model = model.to(self.device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.pairs, self.validation = pairs, validation
         self.optimizer = torch.optim.AdamW(parameter_groups(model, options.weight_decay), lr=options.rate)
         self.per_epoch = len(pairs) // options.batch  # pyright: ignore[reportArgumentType]
@@ -153,7 +163,7 @@ class _Run:
         return loss / count, iou / count
 
     def _loader(self, pairs: Dataset, batches: list[list[int]]) -> DataLoader:
-        # A generator of its own: the loader would draw from torch's, and a resumed run start from another state.
+        # Its own generator: the loader would draw from torch's, and a resumed run would go another way.
         return DataLoader(
             pairs, batch_sampler=batches, num_workers=self.options.workers, generator=torch.Generator()
         )

@@ -1,0 +1,90 @@
+"""What has to be known of an ONNX file before it is built or run, without building or running it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from tfanet.config import TFANetConfig
+from tfanet.errors import UserError
+from tfanet.files import require_file, sha256
+from tfanet_engines.sidecar import Sidecar, sidecar_path
+
+if TYPE_CHECKING:
+    import onnx
+
+CONFIG_KEY = "tfanet.config"
+"""The key of `ModelProto.metadata_props` whose value is `TFANetConfig.to_json()`."""
+WEIGHTS_KEY = "tfanet.weights_sha256"
+"""The same for `tfanet.checkpoint.weights_sha256`."""
+
+
+@dataclass(frozen=True)
+class OnnxFile:
+    """An ONNX file that tfanet exported."""
+
+    path: Path
+    sha256: str
+    config: TFANetConfig
+    weights_sha256: str | None
+    precision: Literal["fp32", "fp16"]
+    """fp16 when most weights are stored as halves."""
+    sidecar: Sidecar | None
+
+
+def read_onnx(path: str | Path) -> OnnxFile:
+    """Describe the ONNX file at `path`.
+
+    Raises `UserError` when it is missing, no ONNX, truncated, altered since its sidecar was written, or not
+    exported by tfanet.
+    """
+    path = require_file(path, "ONNX file")
+    sidecar = Sidecar.read(path) if sidecar_path(path).exists() else None
+    if sidecar:
+        sidecar.check_file(path)
+    proto = _load(path)
+    metadata = {entry.key: entry.value for entry in proto.metadata_props}
+    return OnnxFile(
+        path=path,
+        sha256=sha256(path),
+        config=config_of(path, metadata),
+        weights_sha256=sidecar.weights_sha256 if sidecar else metadata.get(WEIGHTS_KEY),
+        precision=_precision(proto),
+        sidecar=sidecar,
+    )
+
+
+def config_of(path: Path, metadata: dict[str, str]) -> TFANetConfig:
+    """The model's config from an ONNX file's metadata, else its sidecar; `UserError` when neither has it."""
+    if CONFIG_KEY in metadata:
+        return TFANetConfig.from_json(metadata[CONFIG_KEY])
+    if sidecar_path(path).exists():
+        return Sidecar.read(path).model_config()
+    raise UserError(f"{path} was not exported by tfanet (no {CONFIG_KEY} in it); use tfanet-export onnx")
+
+
+def _load(path: Path) -> onnx.ModelProto:
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    try:
+        proto = onnx.load(path, load_external_data=False)
+    except (DecodeError, ValueError) as error:
+        raise UserError(f"{path} is truncated or no ONNX file") from error
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    if not proto.ir_version or not proto.graph.node:
+        raise UserError(f"{path} is no ONNX file: there is no graph in it")
+    return proto
+
+
+def _precision(proto: onnx.ModelProto) -> Literal["fp32", "fp16"]:
+    from onnx import TensorProto
+
+    counts: Counter[int] = Counter()
+    for tensor in proto.graph.initializer:
+        counts[tensor.data_type] += prod(tensor.dims)
+    return "fp16" if counts[TensorProto.FLOAT16] > counts[TensorProto.FLOAT] else "fp32"

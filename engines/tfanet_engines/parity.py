@@ -1,0 +1,134 @@
+"""How far a deployed model may be from the PyTorch reference: the figures, and the one table of bounds."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tfanet.errors import VerificationError
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """Bounds for one precision; None where the figure is reported but not bounded."""
+
+    max_logit_error: float | None
+    """Largest absolute difference of a logit."""
+    mask_agreement: float
+    """Smallest mean IoU of the two masks, 0..1."""
+    miou_drop: float
+    """Largest absolute difference of the two models' mIoU against the truth, 0..1."""
+
+
+TOLERANCES: dict[str, Tolerance] = {
+    "fp32": Tolerance(max_logit_error=1e-3, mask_agreement=0.999, miou_drop=0.005),
+    "fp16": Tolerance(max_logit_error=None, mask_agreement=0.99, miou_drop=0.005),
+}
+
+
+@dataclass(frozen=True)
+class ParityFigures:
+    """What `compare_logits` found, as sums that add up: `a + b` is the comparison of both sets of pairs."""
+
+    pairs: int = 0
+    pixels: int = 0
+    flipped: int = 0
+    """Pixels where one mask has the object and the other has not."""
+    max_abs_error: float = 0.0
+    """Infinite when a logit of either side is NaN or infinite."""
+    sum_abs_error: float = 0.0
+    sum_agreement: float = 0.0
+
+    @property
+    def mean_abs_error(self) -> float:
+        return self.sum_abs_error / self.pixels if self.pixels else math.nan
+
+    @property
+    def mask_agreement(self) -> float:
+        """Mean over pairs of the IoU of the two masks (logits > 0); two empty masks agree fully."""
+        return self.sum_agreement / self.pairs if self.pairs else math.nan
+
+    @property
+    def pixels_flipped(self) -> float:
+        """Share of the pixels whose mask value differs, 0..1."""
+        return self.flipped / self.pixels if self.pixels else math.nan
+
+    def __add__(self, other: ParityFigures) -> ParityFigures:
+        return ParityFigures(
+            pairs=self.pairs + other.pairs,
+            pixels=self.pixels + other.pixels,
+            flipped=self.flipped + other.flipped,
+            max_abs_error=max(self.max_abs_error, other.max_abs_error),
+            sum_abs_error=self.sum_abs_error + other.sum_abs_error,
+            sum_agreement=self.sum_agreement + other.sum_agreement,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The figures for a sidecar or a report; infinite and undefined figures become None."""
+        figures = {
+            "max_abs_error": self.max_abs_error,
+            "mean_abs_error": self.mean_abs_error,
+            "mask_agreement": self.mask_agreement,
+            "pixels_flipped": self.pixels_flipped,
+        }
+        return {"pairs": self.pairs} | {k: v if math.isfinite(v) else None for k, v in figures.items()}
+
+
+def compare_logits(reference: np.ndarray, candidate: np.ndarray) -> ParityFigures:
+    """Figures of two sets of mask logits `[B, S, S]`, or of one pair `[S, S]`.
+
+    Raises `VerificationError` when the shapes differ: a missing output is a failure, not a detail.
+    """
+    if reference.shape != candidate.shape or reference.ndim not in (2, 3):
+        raise VerificationError(
+            f"logits of shape {candidate.shape} cannot be compared with the reference's {reference.shape}"
+        )
+    if reference.size == 0:
+        return ParityFigures()
+    size = reference.shape[-2:]
+    left, right = reference.reshape(-1, *size), candidate.reshape(-1, *size)
+    sound = np.isfinite(left).all() and np.isfinite(right).all()
+    error = np.abs(left.astype(np.float64) - right.astype(np.float64)) if sound else np.array(np.inf)
+    ours, theirs = left > 0, right > 0
+    union = np.logical_or(ours, theirs).sum((1, 2))
+    common = np.logical_and(ours, theirs).sum((1, 2))
+    return ParityFigures(
+        pairs=len(left),
+        pixels=left.size,
+        flipped=int((ours != theirs).sum()),
+        max_abs_error=float(error.max()),
+        sum_abs_error=float(error.sum()),
+        sum_agreement=float(np.where(union == 0, 1.0, common / np.maximum(union, 1)).sum()),
+    )
+
+
+def check(figures: ParityFigures, precision: str, *, miou_drop: float | None = None) -> None:
+    """Raise `VerificationError`, naming the figure, unless `figures` are within `TOLERANCES[precision]`.
+
+    `miou_drop` is the absolute difference of the two models' mIoU, where the truth is known. Logits that
+    are not finite fail in every precision, and so does a comparison of nothing.
+    """
+    bound = TOLERANCES[precision]
+    if figures.pairs == 0:
+        raise VerificationError("no pair was compared with the reference")
+    if not math.isfinite(figures.max_abs_error):
+        raise VerificationError("some logits are NaN or infinite")
+    pairs = f"over {figures.pairs} pairs"
+    if bound.max_logit_error is not None and figures.max_abs_error > bound.max_logit_error:
+        raise VerificationError(
+            f"max logit error {figures.max_abs_error:.3g} {pairs} is above the {precision} bound of "
+            f"{bound.max_logit_error:g}"
+        )
+    if figures.mask_agreement < bound.mask_agreement:
+        raise VerificationError(
+            f"mask agreement {figures.mask_agreement:.4f} {pairs} is below the {precision} bound of "
+            f"{bound.mask_agreement:g}"
+        )
+    if miou_drop is not None and not abs(miou_drop) <= bound.miou_drop:
+        raise VerificationError(
+            f"mIoU differs by {miou_drop:.4f} from the reference's, more than the {precision} bound of "
+            f"{bound.miou_drop:g}"
+        )

@@ -1,0 +1,33 @@
+"""GPU names and the compute capabilities that plans are built for."""
+
+from __future__ import annotations
+
+from tfanet.errors import UserError
+
+CAPABILITIES: dict[str, tuple[str, ...]] = {
+    "7.5": ("rtx2060", "rtx2070", "rtx2080", "t4"),
+    "8.0": ("a100", "a30"),
+    "8.6": ("rtx3050", "rtx3060", "rtx3070", "rtx3080", "rtx3090", "a10", "a40", "rtxa6000"),
+    "8.9": ("rtx4050", "rtx4060", "rtx4070", "rtx4080", "rtx4090", "l4", "l40", "l40s"),
+    "12.0": ("rtx5050", "rtx5060", "rtx5070", "rtx5080", "rtx5090"),
+    "12.1": ("gb10",),
+}
+"""What TensorRT-RTX builds for, with the best known GPUs of each."""
+
+
+def compute_capability(target: str) -> str:
+    """`rtx4090`, `RTX 4080 SUPER`, `sm89` or `8.9` -> `8.9`; `UserError` lists what is known otherwise."""
+    name = target.lower()
+    for noise in (" ", "-", "_", "nvidia", "geforce", "super", "laptop"):
+        name = name.replace(noise, "")
+    plain = name.removesuffix("ti")
+    for capability, gpus in CAPABILITIES.items():
+        if plain in gpus or name in (capability, sm(capability)):
+            return capability
+    known = "; ".join(f"{sm(capability)}: {', '.join(gpus)}" for capability, gpus in CAPABILITIES.items())
+    raise UserError(f"unknown target GPU {target!r}; give one of these names or sm numbers: {known}")
+
+
+def sm(capability: str) -> str:
+    """`8.9` -> `sm89`."""
+    return "sm" + capability.replace(".", "")

@@ -1,0 +1,52 @@
+"""One picture and one sentence through an engine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tfanet.data.images import logits_to_size, resize_image
+from tfanet_eval.metrics import SegmentationMetrics
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from tfanet.data.refer import ReferDataset
+    from tfanet.pictures import Cell
+    from tfanet_engines.run import Engine
+
+
+def predict(engine: Engine, picture: Image.Image, sentence: str, *, strict: bool = True) -> np.ndarray:
+    """Mask logits float32 `[H, W]` at the picture's own size; the object is where they are above 0.
+
+    Raises `UserError` when the sentence is empty or longer than the model's context; with `strict` off it is
+    cut, as data sets are read.
+    """
+    from tfanet.data.transforms import tokenize
+
+    tokens = tokenize([sentence], engine.config.token_length, strict=strict)
+    logits = engine.infer(resize_image(picture, engine.config.image_size)[None], tokens)
+    return logits_to_size(logits[0], picture.height, picture.width)
+
+
+def prediction_cells(engine: Engine, dataset: ReferDataset, count: int) -> list[Cell]:
+    """Cells of `count` samples for `contact_sheet`, evenly spread over the data set, so not picked."""
+    from tfanet.pictures import Cell
+
+    cells = []
+    for index in spread(len(dataset), count):
+        expression = dataset[index]
+        picture = dataset.image(expression)
+        mask = predict(engine, picture, expression.sentence, strict=False) > 0
+        truth = dataset.mask(expression) > 0
+        iou = SegmentationMetrics().update(mask, truth)
+        cells.append(Cell(picture, expression.sentence, mask, truth, iou))
+    return cells
+
+
+def spread(total: int, count: int) -> Iterable[int]:
+    """`count` different indices, or all `total` where there are fewer, at even distances."""
+    count = min(count, total)
+    return [(2 * i + 1) * total // (2 * count) for i in range(count)]

@@ -1,0 +1,171 @@
+"""`tfanet-export onnx` and `tfanet-export trt`: without arguments, the bundled tiny checkpoint."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from tfanet.console import new_app, run, say
+from tfanet.errors import UserError
+
+if TYPE_CHECKING:
+    from tfanet_engines import BuildReport
+    from tfanet_export.export import ExportReport
+
+app = new_app("Take a checkpoint to ONNX, or on to a TensorRT plan.")
+
+
+class BodyTarget(StrEnum):
+    """Which runtime the scan's function body is written for."""
+
+    cpu = "cpu"
+    gpu = "gpu"
+
+
+class Backend(StrEnum):
+    """The library that builds the plan."""
+
+    auto = "auto"
+    tensorrt = "tensorrt"
+    tensorrt_rtx = "tensorrt-rtx"
+
+
+Checkpoint = Annotated[
+    Path | None, typer.Option("--checkpoint", "-c", help="A .safetensors file [the bundled tiny model].")
+]
+Fp16 = Annotated[bool, typer.Option("--fp16", help="Half precision with FP32 islands.")]
+
+
+@app.command()
+def onnx(
+    checkpoint: Checkpoint = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="[NAME.onnx or NAME-fp16.onnx]")] = None,
+    fp16: Fp16 = False,
+    target: Annotated[
+        BodyTarget, typer.Option(help="Runtime that the scan is written for.")
+    ] = BodyTarget.cpu,
+    pairs: Annotated[int, typer.Option(min=1, help="Pairs to verify the file on.")] = 16,
+) -> None:
+    """Export to ONNX and verify the file with ONNX Runtime against PyTorch; exit 1 above tolerance."""
+    from tfanet.files import require_writable
+
+    checkpoint = _checkpoint(checkpoint)
+    out = out or Path(f"{checkpoint.stem}{'-fp16' if fp16 else ''}.onnx")
+    if out.suffix != ".onnx":
+        raise UserError(f"{out} must end in .onnx")
+    require_writable(out)
+    _report(_export(checkpoint, out, fp16=fp16, target=target.value, pairs=pairs))
+    say(f"next: tfanet-eval --engine {out}")
+
+
+@app.command()
+def trt(
+    checkpoint: Checkpoint = None,
+    onnx_file: Annotated[
+        Path | None, typer.Option("--onnx", help="Build from this exported file, not from a checkpoint.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="[NAME.plan or NAME-fp16.plan]")] = None,
+    fp16: Fp16 = False,
+    target: Annotated[str, typer.Option(help="GPU: rtx4090, sm89, ...")] = "rtx4090",
+    backend: Annotated[Backend, typer.Option(help="auto: tensorrt-rtx.")] = Backend.auto,
+    batch: Annotated[str, typer.Option(help="Smallest, usual and largest batch.")] = "1,1,8",
+) -> None:
+    """Build a TensorRT plan from a checkpoint or an exported ONNX file. No GPU is needed."""
+    from tfanet.files import require_writable
+    from tfanet_engines.build import build_plan
+    from tfanet_engines.targets import compute_capability
+    from tfanet_engines.trt_api import load_backend
+
+    if checkpoint and onnx_file:
+        raise UserError("give --checkpoint or --onnx, not both")
+    compute_capability(target)
+    load_backend(backend)
+    profile = _profile(batch)
+    source = onnx_file or _checkpoint(checkpoint)
+    out = out or Path(f"{source.stem}{'-fp16' if fp16 and not onnx_file else ''}.plan")
+    if out.suffix != ".plan":
+        raise UserError(f"{out} must end in .plan")
+    require_writable(out)
+    network = out.with_name(out.name + ".onnx")
+    if onnx_file:
+        _retarget(onnx_file, network, fp16)
+    else:
+        _report(_export(source, network, fp16=fp16, target="gpu", pairs=16))
+    command = f"tfanet-export trt --onnx {network} -o {out} --target {target}" + (" --fp16" if fp16 else "")
+    report = build_plan(
+        network, out, backend=backend, target=target, batch=profile, rebuild=command, progress=True
+    )
+    _report_plan(report)
+    say(f"next: tfanet-eval --engine {out}   (on the GPU it is built for)")
+
+
+def _checkpoint(path: Path | None) -> Path:
+    from tfanet.files import require_file
+    from tfanet.weights import bundled
+
+    return require_file(path, "checkpoint") if path else bundled("tiny")
+
+
+def _profile(text: str) -> tuple[int, int, int]:
+    try:
+        low, usual, high = (int(part) for part in text.split(","))
+    except ValueError as error:
+        raise UserError(f"--batch takes three numbers such as 1,1,8, not {text!r}") from error
+    if not 1 <= low <= usual <= high:
+        raise UserError(f"--batch must rise from at least 1: smallest, usual, largest; not {text!r}")
+    return low, usual, high
+
+
+def _export(
+    checkpoint: Path, out: Path, *, fp16: bool, target: Literal["cpu", "gpu"], pairs: int
+) -> ExportReport:
+    from tfanet.checkpoint import load_model
+    from tfanet_export.export import export_onnx
+
+    command = f"tfanet-export onnx -c {checkpoint} -o {out} --target {target}" + (" --fp16" if fp16 else "")
+    return export_onnx(load_model(checkpoint), out, fp16=fp16, target=target, pairs=pairs, rebuild=command)
+
+
+def _retarget(source: Path, network: Path, fp16: bool) -> None:
+    from tfanet_engines.onnx_file import read_onnx
+
+    precision = read_onnx(source).precision
+    if fp16 and precision != "fp16":
+        raise UserError(
+            f"{source} is {precision}: precision is a property of the graph; export it with --fp16"
+        )
+
+    from tfanet_export.export import retarget
+
+    retarget(source, network, "gpu")
+
+
+def _report(report: ExportReport) -> None:
+    nodes = sum(report.nodes.values())
+    own = ", ".join(f"{count} {name}" for name, count in report.nodes.items() if "::" in name)
+    parity = report.parity
+    say(f"{report.path}: {report.precision}, {report.bytes / 1e6:.1f} MB, {nodes} nodes ({own})")
+    say(
+        f"verified on {parity.pairs} pairs in ONNX Runtime: max logit error {parity.max_abs_error:.2e}, "
+        f"mask agreement {parity.mask_agreement:.4f}, mIoU {report.miou:.3f} "
+        f"(PyTorch {report.reference_miou:.3f}), {report.seconds:.0f} s"
+    )
+
+
+def _report_plan(report: BuildReport) -> None:
+    proof = report.proof
+    say(
+        f"{report.plan}: {report.precision} for compute capability {report.compute_capability}, "
+        f"{report.size_bytes / 1e6:.1f} MB, {report.backend} {report.builder_version}, {report.seconds:.0f} s"
+    )
+    say(
+        f"in the network: {proof.half_weight_share:.1%} of the weights and {proof.half_layer_share:.1%} "
+        f"of the layers' outputs are FP16"
+    )
+
+
+def main() -> None:
+    run(app)

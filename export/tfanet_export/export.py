@@ -1,0 +1,199 @@
+"""From a model to a verified ONNX file with its sidecar."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from tfanet.checkpoint import weights_sha256
+from tfanet.console import working
+from tfanet.errors import UserError
+from tfanet.files import atomic_path, sha256
+from tfanet.model import TFANet
+from tfanet.signature import signature_of
+from tfanet_engines import Sidecar, open_engine
+from tfanet_engines.onnx_file import read_onnx
+from tfanet_engines.parity import ParityFigures, check, compare_logits
+from tfanet_export.deploy import deployment_model
+from tfanet_export.functions import DOMAIN, Target, function_protos
+from tfanet_export.trace import check_graph, check_scan_length, trace
+
+if TYPE_CHECKING:
+    import onnx
+
+VERIFICATION_PAIRS = 16
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What `export_onnx` made and measured."""
+
+    path: Path
+    precision: str
+    target: Target
+    nodes: Counter[str]
+    """Nodes of the graph by operation; those of the domain `tfanet` carry its name."""
+    bytes: int
+    parity: ParityFigures
+    """ONNX Runtime against the FP32 model in PyTorch."""
+    miou: float
+    """Of ONNX Runtime's masks on the verification pairs, at S x S, 0..1."""
+    reference_miou: float
+    seconds: float
+
+
+def export_onnx(
+    model: TFANet,
+    path: str | Path,
+    *,
+    fp16: bool = False,
+    target: Target = "cpu",
+    pairs: int = VERIFICATION_PAIRS,
+    rebuild: str | None = None,
+) -> ExportReport:
+    """Write `model` as an ONNX file at `path`, verified, with a sidecar beside it.
+
+    With `fp16` the half model with its FP32 islands is exported (`deploy.deployment_model`). `target` chooses
+    the scan's function body; the graph is the same. The new file is run by ONNX Runtime on `pairs` synthetic
+    pairs and compared with `model` before it gets its name: `VerificationError` when it is not within the
+    tolerance of its precision (`tfanet_engines.parity`). `rebuild` is the command to note in the sidecar.
+    """
+    started, path = time.perf_counter(), Path(path)
+    if path.suffix != ".onnx":
+        raise UserError(f"{path} must end in .onnx")
+    precision = "fp16" if fp16 else "fp32"
+    identity = weights_sha256(model)
+    with atomic_path(path) as temporary:
+        with working(f"tracing the {precision} model"):
+            proto = trace(deployment_model(model, fp16=fp16), target)
+        _describe(proto, model, identity, precision)
+        _save(proto, temporary)
+        with working(f"ONNX Runtime against PyTorch on {pairs} pairs"):
+            parity, miou, reference_miou = verify(model, temporary, pairs)
+        check(parity, precision, miou_drop=reference_miou - miou)
+    digest = sha256(path)
+    Sidecar.of(
+        model.config,
+        kind="onnx",
+        weights_sha256=identity,
+        precision=precision,
+        proof=weight_types(proto),
+        builder="torch.onnx",
+        builder_version=torch.__version__,
+        onnx_sha256=digest,
+        file_sha256=digest,
+        rebuild=rebuild or f"tfanet-export onnx -c CHECKPOINT -o {path}" + (" --fp16" if fp16 else ""),
+        parity=parity.to_dict(),
+    ).write(path)
+    return ExportReport(
+        path=path,
+        precision=precision,
+        target=target,
+        nodes=check_graph(proto, signature_of(model.config)),
+        bytes=path.stat().st_size,
+        parity=parity,
+        miou=miou,
+        reference_miou=reference_miou,
+        seconds=time.perf_counter() - started,
+    )
+
+
+def verify(model: TFANet, path: str | Path, pairs: int) -> tuple[ParityFigures, float, float]:
+    """Run the file and `model` (FP32, PyTorch) on the same synthetic pairs.
+
+    Returns the parity figures, the file's mIoU and the model's mIoU, both at S x S.
+    """
+    images, tokens, truth = verification_pairs(model, pairs)
+    figures, ours, theirs = ParityFigures(), [], []
+    model = model.eval()
+    with open_engine(path) as engine, torch.inference_mode():
+        for i in range(0, pairs, 4):
+            batch = slice(i, i + 4)
+            expected = model(torch.from_numpy(images[batch]), torch.from_numpy(tokens[batch])).numpy()
+            actual = engine.infer(images[batch], tokens[batch])
+            figures += compare_logits(expected, actual)
+            ours.extend(_ious(actual > 0, truth[batch]))
+            theirs.extend(_ious(expected > 0, truth[batch]))
+    return figures, float(np.mean(ours)), float(np.mean(theirs))
+
+
+def verification_pairs(model: TFANet, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """`count` synthetic pairs for `model`: images [n, S, S, 3], tokens [n, L], truth [n, S, S] in {0, 1}."""
+    from tfanet.data.shapes import render_pair
+    from tfanet.data.transforms import resize_image, resize_mask, tokenize
+
+    size = model.config.image_size
+    drawn = [render_pair(seed=1, index=i) for i in range(count)]
+    images = np.stack([resize_image(picture, size) for picture, _, _ in drawn])
+    tokens = tokenize([sentence for _, sentence, _ in drawn], model.config.token_length)
+    truth = np.stack([resize_mask(mask, size) for _, _, mask in drawn])
+    return images, tokens, truth
+
+
+def retarget(onnx_path: str | Path, out: str | Path, target: Target) -> Path:
+    """Write the same graph with the function bodies for `target` to `out`, and a sidecar if there was one.
+
+    Raises `UserError` when `onnx_path` is not an ONNX file of this project.
+    """
+    import onnx
+
+    source = read_onnx(onnx_path)
+    proto = onnx.load(source.path)
+    if not any(function.domain == DOMAIN for function in proto.functions):
+        raise UserError(f"{onnx_path} holds no {DOMAIN} functions; make it with tfanet-export onnx")
+    check_scan_length(source.config, target)
+    del proto.functions[:]
+    proto.functions.extend(function_protos(target))
+    with atomic_path(out) as temporary:
+        _save(proto, temporary)
+    if source.sidecar:
+        digest = sha256(out)
+        dataclasses.replace(source.sidecar, onnx_sha256=digest, file_sha256=digest).write(out)
+    return Path(out)
+
+
+def weight_types(proto: onnx.ModelProto) -> dict[str, int | float]:
+    """Weights in the file by floating type: elements in FP16 and FP32, and the share of FP16, 0..1."""
+    import onnx
+
+    counts = Counter()
+    for tensor in proto.graph.initializer:
+        counts[tensor.data_type] += int(np.prod(tensor.dims, dtype=np.int64))
+    half, single = counts[onnx.TensorProto.FLOAT16], counts[onnx.TensorProto.FLOAT]
+    share = half / (half + single) if half + single else 0.0
+    return {"half_weights": half, "float_weights": single, "half_weight_share": share}
+
+
+def _describe(proto: onnx.ModelProto, model: TFANet, identity: str, precision: str) -> None:
+    """Metadata inside the file, for those who meet it without its sidecar."""
+    from importlib.metadata import version
+
+    values = {
+        "tfanet.config": model.config.to_json(),
+        "tfanet.weights_sha256": identity,
+        "tfanet.precision": precision,
+        "tfanet.version": version("tfanet"),
+    }
+    for key, value in values.items():
+        proto.metadata_props.add(key=key, value=value)
+    proto.producer_name, proto.producer_version = "tfanet", version("tfanet")
+
+
+def _save(proto: onnx.ModelProto, path: Path) -> None:
+    import onnx
+
+    onnx.save(proto, path)
+
+
+def _ious(masks: np.ndarray, truth: np.ndarray) -> list[float]:
+    """IoU of each mask [n, S, S] with its truth; 0 for an empty union, as the metrics count it."""
+    both = np.logical_and(masks, truth).sum((1, 2))
+    either = np.logical_or(masks, truth).sum((1, 2))
+    return (both / np.maximum(either, 1)).tolist()

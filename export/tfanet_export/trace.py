@@ -1,0 +1,146 @@
+"""torch -> ONNX: one graph, a single node for each `tfanet` operation, and the contract it must keep."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import warnings
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import torch
+
+from tfanet.config import TFANetConfig
+from tfanet.errors import UserError, VerificationError
+from tfanet.model import TFANet
+from tfanet.signature import BATCH, Signature, signature_of
+from tfanet_export.functions import (
+    DOMAIN,
+    DOMAIN_VERSION,
+    MAX_GPU_LENGTH,
+    OPSET,
+    Target,
+    function_protos,
+    register_schemas,
+)
+
+if TYPE_CHECKING:
+    import onnx
+
+ONNX_OPS = {
+    torch.ops.tfanet.selective_scan.default: "SelectiveScan",
+    torch.ops.tfanet.linear_cross_attention.default: "LinearCrossAttention",
+}
+
+
+def trace(model: TFANet, target: Target) -> onnx.ModelProto:
+    """The deployed graph of `model` (see `deploy.deployment_model`) with the function bodies for `target`.
+
+    Only the batch is dynamic. Raises `VerificationError` when the graph breaks its contract (`check_graph`)
+    and `UserError` when the image is too large for the body (`check_scan_length`).
+    """
+    import onnx
+
+    check_scan_length(model.config, target)
+    register_schemas()
+    signature = signature_of(model.config)
+    image, tokens = example_inputs(model)
+    batch = torch.export.Dim(BATCH, min=1, max=1024)
+    with warnings.catch_warnings(), torch.no_grad(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            model,
+            (image, tokens),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=[spec.name for spec in signature.inputs],
+            output_names=[spec.name for spec in signature.outputs],
+            dynamic_shapes=({0: batch}, {0: batch}),
+            custom_translation_table={op: _single_node(name) for op, name in ONNX_OPS.items()},
+        )
+    assert program is not None
+    proto = program.model_proto
+    proto.functions.extend(function_protos(target))
+    _strip_paths(proto)
+    check_graph(proto, signature)
+    onnx.checker.check_model(proto, full_check=False)
+    return proto
+
+
+def check_scan_length(config: TFANetConfig, target: Target) -> None:
+    """Raise `UserError` when a scan of this model is longer than the function body for `target` can take."""
+    longest = max((config.image_size // 4) ** 2, 3 * config.vmamba_dims[-1])
+    if target == "gpu" and longest > MAX_GPU_LENGTH:
+        raise UserError(
+            f"a scan of {longest} tokens is beyond the gpu body's {MAX_GPU_LENGTH}; use --target cpu"
+        )
+
+
+def example_inputs(model: TFANet) -> tuple[torch.Tensor, torch.Tensor]:
+    """Inputs of batch 2 to trace with; their values do not reach the graph."""
+    size, length = model.config.image_size, model.config.token_length
+    image = torch.zeros(2, size, size, 3, dtype=torch.uint8)
+    tokens = torch.zeros(2, length, dtype=torch.int64)
+    tokens[:, 0], tokens[:, 1] = 49406, 49407
+    return image, tokens
+
+
+def check_graph(proto: onnx.ModelProto, signature: Signature) -> Counter[str]:
+    """The number of nodes by operation; `VerificationError` when the graph is not the one that was promised.
+
+    Promised: the signature's names, types and shapes; every node from ONNX or `tfanet`, with a function for
+    each of the latter; no Loop, If or Scan in the graph itself.
+    """
+    counts: Counter[str] = Counter()
+    functions = {function.name for function in proto.functions}
+    for node in proto.graph.node:
+        if node.domain not in ("", "ai.onnx", DOMAIN):
+            raise VerificationError(
+                f"node {node.name} is {node.domain}::{node.op_type}, neither ONNX nor {DOMAIN}"
+            )
+        if node.domain == DOMAIN and node.op_type not in functions:
+            raise VerificationError(f"{DOMAIN}::{node.op_type} has no function body in the file")
+        if node.domain != DOMAIN and node.op_type in ("Loop", "If", "Scan"):
+            raise VerificationError(f"the graph contains {node.op_type} ({node.name})")
+        counts[node.op_type if node.domain != DOMAIN else f"{DOMAIN}::{node.op_type}"] += 1
+    specs = (*signature.inputs, *signature.outputs)
+    for spec, value in zip(specs, (*proto.graph.input, *proto.graph.output), strict=True):
+        shape = tuple(dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim)
+        dtype = _dtype_name(value.type.tensor_type.elem_type)
+        if (value.name, dtype, shape) != (spec.name, spec.dtype, spec.shape):
+            raise VerificationError(
+                f"{value.name} {dtype} {shape} is not {spec.name} {spec.dtype} {spec.shape}"
+            )
+    return counts
+
+
+def _dtype_name(elem_type: int) -> str:
+    import onnx
+
+    return onnx.helper.tensor_dtype_to_np_dtype(elem_type).name
+
+
+def _single_node(name: str):
+    """A translation that emits one node `tfanet::name`; its body is appended to the model afterwards."""
+    from onnxscript.values import Opset
+
+    operation = getattr(Opset(DOMAIN, DOMAIN_VERSION), name)
+
+    def scan(u, delta, A, B, C, D, delta_bias):
+        return operation(u, delta, A, B, C, D, delta_bias)
+
+    def attention(q, k, v, gamma):
+        return operation(q, k, v, gamma)
+
+    # The exporter reads the parameters' names, so one function with *inputs would not do.
+    return {"SelectiveScan": scan, "LinearCrossAttention": attention}[name]
+
+
+def _strip_paths(proto: onnx.ModelProto) -> None:
+    """Drop the exporter's notes on nodes: stack traces with this machine's paths, larger than the graph."""
+    for node in proto.graph.node:
+        del node.metadata_props[:]
+        node.doc_string = ""
+    for value in (*proto.graph.value_info, *proto.graph.input, *proto.graph.output):
+        del value.metadata_props[:]
+    del proto.graph.metadata_props[:]

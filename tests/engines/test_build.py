@@ -1,0 +1,229 @@
+"""Plans built without a GPU, the proof of their precision, and everything that must stop a build."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from tfanet.errors import UserError, VerificationError
+from tfanet.files import sha256
+from tfanet_engines import trt_api
+from tfanet_engines.build import build_plan
+from tfanet_engines.onnx_file import read_onnx
+from tfanet_engines.sidecar import Sidecar, sidecar_path
+from tfanet_engines.targets import CAPABILITIES, compute_capability
+
+pytest.importorskip("tensorrt_rtx")
+
+
+def left_behind(folder):
+    return sorted(path.name for path in folder.iterdir() if "plan" in path.name)
+
+
+@pytest.mark.parametrize("half", [False, True], ids=["fp32", "fp16"])
+def test_a_plan_and_what_is_said_of_it(tmp_path, small_onnx, small_config, half):
+    source = small_onnx(tmp_path / "model.onnx", half=half)
+    report = build_plan(source, tmp_path / "model.plan", target="rtx4090", batch=(1, 2, 4))
+    assert report.plan.read_bytes().startswith(b"vtrt")
+    assert report.size_bytes == report.plan.stat().st_size
+    assert (report.compute_capability, report.backend) == ("8.9", "tensorrt-rtx")
+    assert report.precision == ("fp16" if half else "fp32")
+    assert report.proof.half_weight_share == (1.0 if half else 0.0)
+    assert (report.proof.half_weights, report.proof.float_weights) == ((3, 0) if half else (0, 3))
+    assert report.proof.half_compute_share == (1.0 if half else 0.0)
+    assert report.bindings == (
+        ("image", "uint8", (-1, 32, 32, 3)),
+        ("tokens", "int64", (-1, 5)),
+        ("mask_logits", "float32", (-1, 32, 32)),
+    )
+    sidecar = Sidecar.read(report.plan)
+    sidecar.check_file(report.plan)
+    assert sidecar.model_config() == small_config
+    assert (sidecar.precision, sidecar.compute_capability) == (report.precision, "8.9")
+    assert (sidecar.onnx_sha256, sidecar.weights_sha256) == (sha256(source), "ef" * 32)
+    assert sidecar.proof["half_weight_share"] == report.proof.half_weight_share
+    assert "build_plan(" in sidecar.rebuild
+
+
+@pytest.mark.parametrize("target", ["sm80", "rtx3090", "rtx5090"])
+def test_other_targets_give_other_plans(tmp_path, onnx_file, target):
+    report = build_plan(onnx_file, tmp_path / "other.plan", target=target)
+    assert Sidecar.read(report.plan).compute_capability == compute_capability(target) != "8.9"
+
+
+def test_the_builders_error_is_shown_in_full(tmp_path, onnx_file):
+    with pytest.raises(VerificationError, match=r"cannot build .*Turing.*FP32 GEMM is not supported"):
+        build_plan(onnx_file, tmp_path / "model.plan", target="sm75")
+    assert left_behind(tmp_path) == []
+
+
+def test_the_onnx_files_sidecar_is_carried_on(tmp_path, onnx_file, small_config):
+    write_sidecar(onnx_file, small_config, "fp32")
+    sidecar = Sidecar.read(build_plan(onnx_file, tmp_path / "model.plan").plan)
+    assert sidecar.weights_sha256 == "ab" * 32
+    assert sidecar.proof["parity_of_the_onnx_file"] == {"pairs": 3}
+
+
+def write_sidecar(path, config, precision, digest=None):
+    Sidecar.of(
+        config, kind="onnx", weights_sha256="ab" * 32, precision=precision, proof={}, builder="torch.onnx",
+        builder_version="2.11", onnx_sha256=sha256(path), file_sha256=digest or sha256(path),
+        rebuild="tfanet-export onnx", parity={"pairs": 3},
+    ).write(path)  # fmt: skip
+
+
+def test_an_fp32_network_sold_as_fp16_is_refused(tmp_path, onnx_file, small_config):
+    write_sidecar(onnx_file, small_config, "fp16")
+    with pytest.raises(VerificationError, match="fp32 by its weights, fp16 by its sidecar"):
+        build_plan(onnx_file, tmp_path / "model.plan")
+    assert left_behind(tmp_path) == []
+
+
+def test_half_weights_that_the_network_lost_are_noticed(tmp_path, small_onnx, monkeypatch):
+    source = small_onnx(tmp_path / "model.onnx", half=True)
+    monkeypatch.setattr(trt_api, "WEIGHT_HOLDERS", {})
+    with pytest.raises(VerificationError, match=r"is fp16, but 0.0% of the network's weights are half"):
+        build_plan(source, tmp_path / "model.plan")
+    assert left_behind(tmp_path) == []
+
+
+def test_an_altered_onnx_file_is_refused(tmp_path, onnx_file, small_config):
+    write_sidecar(onnx_file, small_config, "fp32", digest="0" * 64)
+    with pytest.raises(UserError, match="truncated or altered"):
+        build_plan(onnx_file, tmp_path / "model.plan")
+
+
+def test_the_parsers_error_is_shown_in_full(tmp_path, small_onnx):
+    node = helper.make_node("NoSuchOp", ["image", "tokens"], ["mask_logits"], name="odd_one", domain="acme")
+    source = small_onnx(tmp_path / "model.onnx", nodes=[node])
+    with pytest.raises(VerificationError, match=r"cannot parse .*NoSuchOp 'odd_one'.*Plugin not found"):
+        build_plan(source, tmp_path / "model.plan")
+    assert left_behind(tmp_path) == []
+
+
+def test_other_bindings_than_promised_are_refused(tmp_path, small_onnx):
+    nodes = [
+        helper.make_node("Cast", ["image"], ["x"], to=TensorProto.FLOAT),
+        helper.make_node("MatMul", ["x", "weight"], ["mixed"]),
+        helper.make_node("Squeeze", ["mixed", "last"], ["mask_logits"]),
+    ]
+    source = small_onnx(tmp_path / "model.onnx", nodes=nodes)
+    model = onnx.load(source)
+    model.graph.input[0].name = model.graph.node[0].input[0] = "picture"
+    onnx.save(model, source)
+    with pytest.raises(VerificationError, match=r"has bindings.*picture"):
+        build_plan(source, tmp_path / "model.plan")
+
+
+def damaged(kind):
+    def damage(path):
+        data = path.read_bytes()
+        path.write_bytes({"truncated": data[: len(data) // 2], "text": b"hello\n" * 99, "empty": b""}[kind])
+
+    return damage
+
+
+def strip_metadata(path):
+    model = onnx.load(path)
+    del model.metadata_props[:]
+    onnx.save(model, path)
+
+
+BAD_FILES = [
+    pytest.param(damaged("truncated"), "truncated or no ONNX", id="truncated"),
+    pytest.param(damaged("text"), "no ONNX file", id="text"),
+    pytest.param(damaged("empty"), "is empty", id="empty"),
+    pytest.param(lambda path: path.unlink(), "does not exist", id="missing"),
+    pytest.param(strip_metadata, "not exported by tfanet", id="foreign"),
+]
+
+
+@pytest.mark.parametrize(("spoil", "message"), BAD_FILES)
+def test_files_that_cannot_be_built(tmp_path, onnx_file, spoil, message):
+    spoil(onnx_file)
+    with pytest.raises(UserError, match=message):
+        build_plan(onnx_file, tmp_path / "model.plan")
+    assert left_behind(tmp_path) == []
+
+
+BAD_ARGUMENTS = [
+    pytest.param({"target": "rtx4099"}, "rtx4099.*rtx4090", id="unknown-gpu"),
+    pytest.param({"target": "sm90"}, "sm89", id="hopper"),
+    pytest.param({"batch": (0, 1, 8)}, "batch must be", id="empty-batch"),
+    pytest.param({"batch": (2, 1, 8)}, "batch must be", id="batch-out-of-order"),
+    pytest.param({"backend": "openvino"}, "unknown backend", id="unknown-backend"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD_ARGUMENTS)
+def test_bad_arguments(tmp_path, onnx_file, arguments, message):
+    with pytest.raises(UserError, match=message):
+        build_plan(onnx_file, tmp_path / "model.plan", **arguments)
+
+
+def test_a_backend_that_is_not_installed_says_how_to_install_it(tmp_path, onnx_file, monkeypatch):
+    monkeypatch.setitem(trt_api.MODULES, "tensorrt", "no_such_module")
+    with pytest.raises(UserError, match=r"pip install \"tfanet\[tensorrt\]\""):
+        build_plan(onnx_file, tmp_path / "model.plan", backend="tensorrt")
+
+
+def test_ctrl_c_stops_the_build_and_leaves_nothing(tmp_path, onnx_file, monkeypatch):
+    monkeypatch.setattr(threading.Thread, "is_alive", lambda thread: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        build_plan(onnx_file, tmp_path / "model.plan")
+    monkeypatch.undo()
+    assert left_behind(tmp_path) == []
+    for thread in threading.enumerate():
+        if thread.name == "build":
+            thread.join(timeout=20)
+            assert not thread.is_alive()
+
+
+def test_a_stopped_monitor_ends_the_build(onnx_file):
+    import tensorrt_rtx as trt
+
+    stop = threading.Event()
+    stop.set()
+    with trt_api._monitor(trt, stop, show=False) as monitor:
+        monitor.phase_start("a phase", None, 2)
+        assert not monitor.step_complete("a phase", 0)
+
+
+def test_progress_names_the_phases_on_stderr(tmp_path, onnx_file, capfd, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    build_plan(onnx_file, tmp_path / "model.plan", progress=True)
+    captured = capfd.readouterr()
+    assert "Building engine" in captured.err
+    assert captured.out == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "capability"),
+    [
+        ("rtx4090", "8.9"),
+        ("RTX 4080 SUPER", "8.9"),
+        ("GeForce RTX 3090 Ti", "8.6"),
+        ("sm120", "12.0"),
+        ("8.9", "8.9"),
+    ],
+)
+def test_names_of_gpus(name, capability):
+    assert compute_capability(name) == capability
+
+
+def test_every_capability_is_one_of_the_builders():
+    import tensorrt_rtx
+
+    known = {f"sm{capability.replace('.', '')}".upper() for capability in CAPABILITIES}
+    assert known == set(tensorrt_rtx.ComputeCapability.__members__) - {"NONE", "CURRENT"}
+
+
+def test_an_onnx_file_is_described(onnx_file, small_config):
+    found = read_onnx(onnx_file)
+    assert (found.config, found.precision, found.sidecar) == (small_config, "fp32", None)
+    assert not sidecar_path(onnx_file).exists()

@@ -1,0 +1,92 @@
+"""Parity figures on masks small enough to count by hand, and the bounds."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from tfanet.errors import VerificationError
+from tfanet_engines.parity import TOLERANCES, ParityFigures, check, compare_logits
+
+
+def logits(*rows):
+    return np.array(rows, dtype=np.float32)
+
+
+def test_figures_of_one_pair_by_hand():
+    figures = compare_logits(logits([1, 1], [-1, -1]), logits([1.5, -1], [-1, -1]))
+    assert (figures.pairs, figures.pixels, figures.flipped) == (1, 4, 1)
+    assert figures.max_abs_error == 2
+    assert figures.mean_abs_error == pytest.approx(2.5 / 4)
+    assert figures.mask_agreement == pytest.approx(1 / 2)
+    assert figures.pixels_flipped == pytest.approx(1 / 4)
+
+
+def test_agreement_is_the_mean_over_pairs_and_empty_masks_agree():
+    reference = np.stack([logits([1, 1], [1, 1]), logits([-1, -1], [-1, -1]), logits([1, -1], [-1, -1])])
+    candidate = np.stack([logits([1, 1], [1, -1]), logits([-2, -2], [-2, -2]), logits([-1, 1], [-1, -1])])
+    assert compare_logits(reference, candidate).mask_agreement == pytest.approx((3 / 4 + 1 + 0) / 3)
+
+
+def test_parts_add_up_to_the_whole():
+    rng = np.random.default_rng(0)
+    reference = rng.standard_normal((7, 5, 5)).astype(np.float32)
+    candidate = reference + 0.3 * rng.standard_normal((7, 5, 5)).astype(np.float32)
+    parts = ParityFigures()
+    for i in range(0, 7, 2):
+        parts += compare_logits(reference[i : i + 2], candidate[i : i + 2])
+    whole = compare_logits(reference, candidate)
+    assert parts.to_dict() == pytest.approx(whole.to_dict())
+    assert parts.flipped == whole.flipped > 0
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("precision", TOLERANCES)
+@pytest.mark.parametrize("side", ["reference", "candidate", "both"])
+def test_logits_that_are_not_finite_never_pass(bad, precision, side):
+    sound, broken = logits([-1, -1], [-1, -1]), logits([-1, bad], [-1, -1])
+    reference, candidate = {
+        "reference": (broken, sound), "candidate": (sound, broken), "both": (broken, broken),
+    }[side]  # fmt: skip
+    figures = compare_logits(reference, candidate)
+    assert figures.max_abs_error == math.inf
+    with pytest.raises(VerificationError, match="NaN or infinite"):
+        check(figures + compare_logits(sound, sound), precision)
+    assert json.loads(json.dumps(figures.to_dict(), allow_nan=False))["max_abs_error"] is None
+
+
+@pytest.mark.parametrize("precision", TOLERANCES)
+def test_comparing_nothing_is_a_failure(precision):
+    with pytest.raises(VerificationError, match="no pair"):
+        check(compare_logits(np.zeros((0, 2, 2)), np.zeros((0, 2, 2))), precision)
+
+
+@pytest.mark.parametrize("shape", [(1, 2, 3), (2, 2), (2, 2, 2)])
+def test_another_shape_is_a_failure(shape):
+    with pytest.raises(VerificationError, match="cannot be compared"):
+        compare_logits(np.zeros((1, 2, 2)), np.zeros(shape))
+
+
+CASES = [
+    # max error, agreement, mIoU difference, precision, what the message names
+    pytest.param(9e-4, 0.9995, 0.004, "fp32", None, id="fp32-within"),
+    pytest.param(2e-3, 1.0, None, "fp32", "max logit error 0.002", id="fp32-error"),
+    pytest.param(0.0, 0.998, None, "fp32", "mask agreement 0.9980", id="fp32-agreement"),
+    pytest.param(0.5, 0.992, -0.004, "fp16", None, id="fp16-within"),
+    pytest.param(0.5, 0.98, None, "fp16", "mask agreement 0.9800", id="fp16-agreement"),
+    pytest.param(0.0, 1.0, 0.006, "fp16", "mIoU differs by 0.0060", id="fp16-miou"),
+    pytest.param(0.0, 1.0, math.nan, "fp16", "mIoU differs", id="miou-undefined"),
+]
+
+
+@pytest.mark.parametrize(("error", "agreement", "drop", "precision", "named"), CASES)
+def test_bounds(error, agreement, drop, precision, named):
+    figures = ParityFigures(pairs=1, pixels=4, max_abs_error=error, sum_agreement=agreement)
+    if named is None:
+        check(figures, precision, miou_drop=drop)
+    else:
+        with pytest.raises(VerificationError, match=named):
+            check(figures, precision, miou_drop=drop)

@@ -1,0 +1,78 @@
+"""A data set of red boxes on black, and engines that find them, miss them or ignore the picture."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from tfanet.config import PRESETS, TFANetConfig
+from tfanet.data.refer import Expression
+
+CONFIG = PRESETS["tiny"]
+SIZE = CONFIG.image_size
+
+
+class Boxes:
+    """`count` samples, two a picture; picture k has `k + 1` red rows. The interface of `ReferDataset`."""
+
+    split = "val"
+
+    def __init__(self, count: int, height: int = SIZE, width: int = SIZE) -> None:
+        self.count, self.height, self.width = count, height, width
+        self.decoded: list[int] = []
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Expression:
+        picture = index // 2
+        return Expression(
+            ref_id=picture, ann_id=picture, image_id=picture, sent_id=index, sentence=f"box {picture}",
+            image_path=Path("none"), height=self.height, width=self.width, category="box",
+        )  # fmt: skip
+
+    def image(self, expression: Expression) -> Image.Image:
+        self.decoded.append(expression.image_id)
+        pixels = np.zeros((self.height, self.width, 3), dtype=np.uint8)
+        pixels[self.mask(expression) > 0] = (255, 0, 0)
+        return Image.fromarray(pixels)
+
+    def mask(self, expression: Expression) -> np.ndarray:
+        mask = np.zeros((self.height, self.width), dtype=np.uint8)
+        mask[: expression.image_id + 1] = 1
+        return mask
+
+
+@dataclass
+class FakeEngine:
+    """`answer(images, tokens)` gives the logits; calls are counted by their batch."""
+
+    answer: Callable[[np.ndarray, np.ndarray], np.ndarray]
+    name: str = "fake"
+    config: TFANetConfig = CONFIG
+    calls: list[int] = field(default_factory=list)
+
+    def infer(self, images: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+        assert images.dtype == np.uint8
+        assert images.shape[1:] == (SIZE, SIZE, 3)
+        assert tokens.dtype == np.int64
+        assert tokens.shape == (len(images), CONFIG.token_length)
+        self.calls.append(len(images))
+        return self.answer(images, tokens).astype(np.float32)
+
+
+def oracle(images: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+    """Finds red."""
+    return images[..., 0] / 127.5 - 1
+
+
+def nothing(images: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+    return np.full(images.shape[:3], -1.0)
+
+
+def everything(images: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+    return np.full(images.shape[:3], 1.0)

@@ -1,0 +1,72 @@
+"""The demo's table, with checkpoints in the place of the models that it would export and build."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tfanet.console import run
+from tfanet_eval import demo
+from tfanet_eval.demo import COLUMNS, Contender, app
+
+
+@pytest.fixture
+def demo_of(command, monkeypatch, shapes_root, checkpoint):
+    """Run the demo with `deployed` as its ONNX file and a plan that cannot run here."""
+
+    def call(deployed):
+        contenders = [
+            Contender("PyTorch FP32", checkpoint, ""),
+            Contender("ONNX FP32", deployed, "fp32"),
+            Contender("plan (built for SM89)", checkpoint, "fp16", runs_here=False),
+        ]
+        monkeypatch.setattr(demo, "_make", lambda checkpoint, out: contenders)
+        arguments = ("--checkpoint", checkpoint, "--data", shapes_root, "--limit", 3, "--out", "demo")
+        return command(lambda: run(app), *arguments)
+
+    return call
+
+
+def table():
+    return json.loads(Path("demo/table.json").read_text(encoding="utf-8"))
+
+
+def test_one_row_a_model_and_nothing_measured_for_the_plan(demo_of, checkpoint):
+    done = demo_of(checkpoint)
+    assert done.code == 0, done.err
+    reference, deployed, plan = table()["rows"]
+    assert set(reference) == set(COLUMNS)
+    assert reference["max logit error"] is None
+    assert (deployed["max logit error"], deployed["mask agreement"]) == (0, 1)
+    assert deployed["mIoU"] == reference["mIoU"]
+    assert [column for column in COLUMNS if plan[column] is not None] == ["engine", "MB"]
+    assert plan["MB"] == checkpoint.stat().st_size
+    assert "on 9 expressions" in table()["title"]
+    written = Path("demo/table.md").read_text(encoding="utf-8")
+    assert written.count("\n| ") == 4
+    assert f"| plan (built for SM89) |{' – |' * 8} " in written
+    assert "shuffled" in written
+    with Image.open("demo/predictions.png") as picture:
+        assert picture.format == "PNG"
+
+
+def test_a_broken_bound_is_exit_1_with_the_table_written(demo_of, other_checkpoint):
+    done = demo_of(other_checkpoint)
+    assert done.code == 1
+    assert "verification failed: ONNX FP32: max logit error" in done.err
+    assert table()["rows"][1]["max logit error"] > 1e-3
+
+
+@pytest.mark.slow
+def test_the_whole_way_from_the_bundled_checkpoint_to_the_plan(command, shapes_root):
+    done = command(lambda: run(app), "--data", shapes_root, "--limit", 4, "--out", "demo")
+    assert done.code == 0, done.err
+    assert "weights are half precision (9" in done.out
+    reference, single, half, plan = table()["rows"]
+    assert single["max logit error"] < 1e-3 < half["max logit error"]
+    assert half["MB"] < 0.6 * single["MB"]
+    assert plan["MB"] > 0
+    assert reference["ms per image"] > 0

@@ -1,0 +1,111 @@
+"""`tfanet-eval`: what it reports and writes, and how it refuses."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tfanet_eval.cli import main
+
+
+@pytest.mark.parametrize("module", ["cli", "predict_cli", "demo"])
+def test_help_needs_no_heavy_import(module):
+    heavy = "{'torch', 'numpy', 'PIL', 'onnxruntime', 'open_clip'} & set(sys.modules)"
+    script = f"import sys, tfanet_eval.{module}; sys.exit(bool({heavy}))"
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+def test_figures_of_every_split_on_screen_and_in_json(command, checkpoint, shapes_root):
+    done = command(
+        main, "--engine", checkpoint, "--data", shapes_root, "--split", "val", "--split", "testA",
+        "--limit", 3, "--json", "new/figures.json", "--sheet", "sheet.png",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    summary = json.loads(Path("new/figures.json").read_text(encoding="utf-8"))
+    assert list(summary["splits"]) == ["val", "testA"]
+    assert summary["convention"] == "original"
+    for figures in summary["splits"].values():
+        assert figures["metrics"]["count"] == 3
+        assert figures["latency"]["calls"] == 3
+        assert f"{100 * figures['metrics']['mIoU']:.2f}" in done.out
+    assert "no parity figures" in done.out
+    assert "next: tfanet-predict" in done.out
+    with Image.open("sheet.png") as sheet:
+        assert sheet.format == "PNG"
+
+
+def test_parity_with_itself_holds(command, checkpoint, shapes_root):
+    done = command(
+        main, "--engine", checkpoint, "--reference", checkpoint, "--data", shapes_root, "--limit", 2
+    )
+    assert done.code == 0, done.err
+    assert "within the fp32 bounds" in done.out
+
+
+def test_parity_with_other_weights_fails_after_the_figures(
+    command, checkpoint, other_checkpoint, shapes_root
+):
+    done = command(
+        main, "--engine", checkpoint, "--reference", other_checkpoint, "--data", shapes_root, "--limit", 2,
+        "--json", "figures.json",
+    )  # fmt: skip
+    assert done.code == 1
+    assert "verification failed" in done.err
+    assert "max logit error" in done.err
+    assert (
+        json.loads(Path("figures.json").read_text(encoding="utf-8"))["splits"]["val"]["parity"]["pairs"] == 2
+    )
+
+
+def test_shuffled_sentences_are_told(command, checkpoint, shapes_root):
+    done = command(
+        main,
+        "--engine",
+        checkpoint,
+        "--data",
+        shapes_root,
+        "--limit",
+        12,
+        "--batch",
+        6,
+        "--shuffle-sentences",
+    )
+    assert done.code == 0, done.err
+    assert "SHUFFLED" in done.out
+    assert "calls of 6 images" in done.out
+
+
+REFUSALS = [
+    pytest.param(["--engine", "none.onnx"], "none.onnx does not exist", id="no-engine"),
+    pytest.param(["--engine", "model.pt"], "model.pt", id="wrong-engine"),
+    pytest.param(["--engine", "model.plan"], "model.plan", id="plan-without-sidecar"),
+    pytest.param(["--data", "nowhere"], "nowhere", id="no-data"),
+    pytest.param(["--split", "testC"], "testC", id="no-split"),
+    pytest.param(["--dataset", "coco"], "unknown data set 'coco'", id="no-dataset"),
+    pytest.param(["--sheet", "sheet.txt"], "sheet.txt", id="sheet-no-picture"),
+    pytest.param(["--json", "."], "is a folder", id="json-a-folder"),
+    pytest.param(["--reference", "none.safetensors"], "none.safetensors does not exist", id="no-reference"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "named"), REFUSALS)
+def test_a_mistake_is_one_line_and_exit_2(command, checkpoint, shapes_root, tmp_path, arguments, named):
+    for name in ("model.pt", "model.plan"):
+        (tmp_path / name).write_bytes(b"no model")
+    given = dict(zip(arguments[::2], arguments[1::2], strict=True))
+    options = {"--engine": checkpoint, "--data": shapes_root, "--limit": 1} | given
+    done = command(main, *(word for pair in options.items() for word in pair))
+    assert done.code == 2
+    assert done.err.startswith("error: ")
+    assert done.err.strip().count("\n") == 0
+    assert named in done.err
+
+
+@pytest.mark.parametrize("option", ["--limit", "--batch"])
+def test_counts_are_at_least_one(command, option):
+    assert command(main, option, 0).code == 2

@@ -1,0 +1,144 @@
+"""`tfanet-predict`: what it writes and says, and how it refuses."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from fake_engines import SIZE, FakeEngine, everything, oracle
+from PIL import Image
+
+from tfanet.errors import UserError
+from tfanet_eval.predict_cli import describe, main
+from tfanet_eval.prediction import predict, spread
+
+
+def save_picture(path, width=90, height=70, **options):
+    pixels = np.zeros((height, width, 3), dtype=np.uint8)
+    pixels[:, : width // 2] = (255, 0, 0)
+    Image.fromarray(pixels).save(path, **options)
+
+
+@pytest.fixture
+def picture(tmp_path):
+    path = tmp_path / "picture.png"
+    save_picture(path)
+    return path
+
+
+@pytest.fixture
+def engine(monkeypatch):
+    """An engine that finds red, opened in the place of any other."""
+    from contextlib import nullcontext
+
+    monkeypatch.setattr(
+        "tfanet_engines.open_engine", lambda path: nullcontext(FakeEngine(oracle)), raising=False
+    )
+
+
+def test_overlay_and_mask_have_the_pictures_size(command, engine, picture):
+    done = command(main, picture, "the red half", "-o", "found/out.jpg")
+    assert done.code == 0, done.err
+    with Image.open("found/out.jpg") as overlay, Image.open("found/out.mask.png") as mask:
+        assert overlay.size == mask.size == (90, 70)
+        assert mask.mode == "L"
+        values = np.asarray(mask)
+    assert set(np.unique(values)) == {0, 255}
+    assert (values[:, :44] == 255).all()
+    assert (values[:, 46:] == 0).all()
+    assert "50.00 % of 90 x 70 pixels, box x 0..44, y 0..69" in done.out
+    assert "next: tfanet-eval" in done.out
+
+
+def test_exif_orientation_is_honoured(command, engine, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    save_picture(tmp_path / "turned.jpg", exif=exif)
+    assert command(main, tmp_path / "turned.jpg", "red").code == 0
+    with Image.open("out.png") as overlay, Image.open("out.mask.png") as mask:
+        assert overlay.size == mask.size == (70, 90)
+        assert np.asarray(mask)[10, 35] == 255
+        assert np.asarray(mask)[80, 35] == 0
+
+
+def test_without_arguments_a_synthetic_pair_goes_through_the_real_model(command, checkpoint):
+    done = command(main, "--engine", checkpoint)
+    assert done.code == 0, done.err
+    with Image.open("out.mask.png") as mask:
+        assert f"{mask.width} x {mask.height} pixels" in done.out
+
+
+REFUSALS = [
+    pytest.param(["none.jpg", "red"], "none.jpg does not exist", id="no-picture"),
+    pytest.param(["corrupt.png", "red"], "corrupt.png", id="corrupt"),
+    pytest.param(["truncated.jpg", "red"], "truncated.jpg", id="truncated"),
+    pytest.param([".", "red"], "folder", id="a-folder"),
+    pytest.param(["picture.png"], "say what to find", id="no-sentence"),
+    pytest.param(["picture.png", ""], "sentence is empty", id="empty-sentence"),
+    pytest.param(["picture.png", " \t"], "sentence is empty", id="blank-sentence"),
+    pytest.param(["picture.png", "red " * 40], "42 tokens, the model takes 17", id="long-sentence"),
+    pytest.param(["picture.png", "red", "-o", "out.txt"], "must end in .png", id="no-picture-name"),
+    pytest.param(["picture.png", "red", "-o", "out"], "must end in .png", id="no-suffix"),
+    pytest.param(["picture.png", "red", "-o", "picture.png"], "overwritten", id="over-the-picture"),
+    pytest.param(["a.mask.png", "red", "-o", "a.png"], "overwritten", id="mask-over-the-picture"),
+    pytest.param(["picture.png", "red", "-o", "picture.png/out.png"], "cannot write", id="unwritable"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "named"), REFUSALS)
+def test_a_mistake_is_one_line_exit_2_and_no_output(command, engine, picture, arguments, named):
+    folder = picture.parent
+    (folder / "corrupt.png").write_bytes(b"no picture")
+    save_picture(folder / "whole.jpg", 300, 300)
+    (folder / "truncated.jpg").write_bytes((folder / "whole.jpg").read_bytes()[:800])
+    (folder / "a.mask.png").write_bytes(picture.read_bytes())
+    before = {file: file.read_bytes() for file in folder.iterdir()}
+    done = command(main, *arguments)
+    assert done.code == 2
+    assert done.err.startswith("error: ")
+    assert done.err.strip().count("\n") == 0
+    assert named in done.err
+    assert {file: file.read_bytes() for file in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize("name", ["model.pt", "model.onnx", "model.safetensors", "model.plan"])
+def test_an_engine_that_is_none_is_refused(command, picture, tmp_path, name):
+    (tmp_path / name).write_bytes(b"no model")
+    done = command(main, picture, "red", "--engine", tmp_path / name)
+    assert done.code == 2
+    assert name in done.err
+    assert done.err.strip().count("\n") == 0
+
+
+def test_the_output_is_checked_before_the_model_is_opened(command, picture, monkeypatch):
+    def never(path):
+        raise AssertionError("the model was opened")
+
+    monkeypatch.setattr("tfanet_engines.open_engine", never, raising=False)
+    assert command(main, picture, "red", "-o", "out.txt").code == 2
+
+
+def test_logits_come_at_the_pictures_own_size():
+    logits = predict(FakeEngine(oracle), Image.new("RGB", (31, 57), (255, 0, 0)), "red")
+    assert logits.shape == (57, 31)
+    assert logits.dtype == np.float32
+    assert (logits > 0).all()
+
+
+def test_a_sentence_is_never_cut():
+    with pytest.raises(UserError, match="tokens"):
+        predict(FakeEngine(everything), Image.new("RGB", (SIZE, SIZE)), "red " * 20)
+
+
+def test_describing_masks():
+    mask = np.zeros((4, 10), dtype=bool)
+    assert describe(mask) == "nothing found in 10 x 4 pixels"
+    mask[1:3, 2:4] = True
+    assert describe(mask) == "10.00 % of 10 x 4 pixels, box x 2..3, y 1..2"
+
+
+@pytest.mark.parametrize(
+    ("total", "count", "indices"),
+    [(10, 2, [2, 7]), (3, 3, [0, 1, 2]), (2, 5, [0, 1]), (100, 4, [12, 37, 62, 87]), (1, 1, [0])],
+)
+def test_samples_are_spread_evenly(total, count, indices):
+    assert list(spread(total, count)) == indices

@@ -1,0 +1,27 @@
+"""Cells of a contact sheet: evenly spread samples with the IoU that the metrics give."""
+
+from __future__ import annotations
+
+from fake_engines import Boxes, FakeEngine, everything, oracle
+
+from tfanet_eval.metrics import SegmentationMetrics
+from tfanet_eval.prediction import prediction_cells
+
+
+def test_cells_carry_the_iou_of_the_metrics():
+    dataset = Boxes(8)
+    perfect = prediction_cells(FakeEngine(oracle), dataset, 4)
+    assert [cell.sentence for cell in perfect] == ["box 0", "box 1", "box 2", "box 3"]
+    assert [cell.iou for cell in perfect] == [1.0] * 4
+    for cell in prediction_cells(FakeEngine(everything), dataset, 4):
+        assert cell.iou == SegmentationMetrics().update(cell.mask, cell.truth)
+        assert 0 < cell.iou < 0.1
+
+
+def test_long_sentences_of_a_data_set_are_cut():
+    class Wordy(Boxes):
+        def __getitem__(self, index):
+            expression = super().__getitem__(index)
+            return type(expression)(**{**vars(expression), "sentence": "very " * 40 + "red box"})
+
+    assert len(prediction_cells(FakeEngine(oracle), Wordy(2), 2)) == 2

@@ -1,0 +1,89 @@
+"""Which checkpoint an engine is held against."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from fake_engines import CONFIG, Boxes, FakeEngine, nothing, oracle
+
+from tfanet.checkpoint import load_model, weights_sha256
+from tfanet.errors import UserError, VerificationError
+from tfanet_engines.sidecar import Sidecar
+from tfanet_eval.accuracy import evaluate
+from tfanet_eval.references import find_reference, precision_of, verify
+
+
+@pytest.fixture
+def onnx_of(tmp_path):
+    """A file named model.onnx whose sidecar says that it was made of these weights."""
+
+    def make(weights):
+        path = tmp_path / "model.onnx"
+        path.write_bytes(b"graph")
+        Sidecar.of(
+            CONFIG, kind="onnx", weights_sha256=weights, precision="fp16", proof={}, builder="torch.onnx",
+            builder_version="0", onnx_sha256="", file_sha256="", rebuild="again",
+        ).write(path)  # fmt: skip
+        return path
+
+    return make
+
+
+@pytest.fixture
+def bundled(checkpoint, monkeypatch):
+    """The random checkpoint in the place of the bundled one."""
+    monkeypatch.setattr("tfanet.weights.bundled", lambda name: checkpoint)
+    return checkpoint
+
+
+def test_the_bundled_checkpoint_is_found_by_its_weights(onnx_of, bundled):
+    engine = onnx_of(weights_sha256(load_model(bundled)))
+    assert find_reference(engine, None) == (bundled, "")
+    assert precision_of(engine) == "fp16"
+
+
+def test_other_weights_have_no_reference_and_say_so(onnx_of, bundled):
+    found, why = find_reference(onnx_of("0" * 64), None)
+    assert found is None
+    assert "--reference" in why
+
+
+def test_a_missing_sidecar_is_told(tmp_path, bundled):
+    found, why = find_reference(tmp_path / "model.onnx", None)
+    assert found is None
+    assert "model.onnx.json is missing" in why
+
+
+def test_a_reference_of_other_weights_is_refused(onnx_of, checkpoint, other_checkpoint):
+    engine = onnx_of(weights_sha256(load_model(checkpoint)))
+    assert find_reference(engine, checkpoint) == (checkpoint, "")
+    with pytest.raises(UserError, match="other weights"):
+        find_reference(engine, other_checkpoint)
+
+
+def test_a_checkpoint_is_compared_only_when_asked(checkpoint, other_checkpoint):
+    assert find_reference(checkpoint, None)[0] is None
+    assert find_reference(checkpoint, other_checkpoint)[0] == other_checkpoint
+    assert precision_of(checkpoint) == "fp32"
+
+
+def test_verify_names_the_engine_and_the_figure():
+    compared = evaluate(FakeEngine(oracle), Boxes(2), reference=FakeEngine(oracle))
+    verify(compared, "fp32", "model.onnx")
+    worse = evaluate(FakeEngine(nothing), Boxes(2), reference=FakeEngine(oracle))
+    with pytest.raises(VerificationError, match=r"model\.onnx: mask agreement"):
+        verify(worse, "fp16", "model.onnx")
+
+
+def test_verify_wants_a_comparison():
+    with pytest.raises(VerificationError, match="nothing was compared"):
+        verify(evaluate(FakeEngine(oracle), Boxes(2)), "fp32", "model.onnx")
+
+
+def test_a_drop_of_miou_fails_even_where_masks_agree():
+    compared = evaluate(FakeEngine(oracle), Boxes(2), reference=FakeEngine(oracle))
+    assert compared.comparison is not None
+    worse = dataclasses.replace(compared, metrics=evaluate(FakeEngine(nothing), Boxes(2)).metrics)
+    with pytest.raises(VerificationError, match="mIoU differs"):
+        verify(worse, "fp16", "model.onnx")

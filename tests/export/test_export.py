@@ -1,0 +1,201 @@
+"""The exported file: the contract of its graph, its numbers, and what happens when either is wrong."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import tfanet
+from tfanet.checkpoint import weights_sha256
+from tfanet.config import TFANetConfig, preset
+from tfanet.errors import UserError, VerificationError
+from tfanet.signature import signature_of
+from tfanet_engines import Sidecar, open_engine
+from tfanet_export import export_onnx
+from tfanet_export.cli import app
+from tfanet_export.deploy import deployment_model
+from tfanet_export.export import retarget, verification_pairs, verify
+from tfanet_export.trace import check_graph, check_scan_length, trace
+
+SCANS, ATTENTIONS = 13, 24  # 5 VSS blocks + 4 CSSM + 4 SCSM; 4 stages x 3 scales x 2 directions
+
+
+@pytest.fixture(params=["fp32", "fp16"])
+def report(request, exported):
+    return exported[request.param]
+
+
+def test_graph_contract(report):
+    proto = onnx.load(report.path)
+    onnx.checker.check_model(proto, full_check=True)
+    domains = {node.domain for node in proto.graph.node}
+    assert domains <= {"", "tfanet"}
+    assert report.nodes["tfanet::SelectiveScan"] == SCANS
+    assert report.nodes["tfanet::LinearCrossAttention"] == ATTENTIONS
+    assert not {"Loop", "If", "Scan"} & set(report.nodes)
+    assert {function.name for function in proto.functions} == {"SelectiveScan", "LinearCrossAttention"}
+    assert sum(report.nodes.values()) < 1300
+    assert not any(node.metadata_props or node.doc_string for node in proto.graph.node)
+
+
+def test_no_path_of_this_machine_is_in_the_file(report):
+    content = report.path.read_bytes()
+    assert b"site-packages" not in content
+    assert b".py" not in content
+
+
+def test_node_count_does_not_grow_with_pixels_or_tokens(random_model, exported):
+    torch.manual_seed(0)
+    larger = tfanet.TFANet(preset("tiny", image_size=160, token_length=22)).eval()
+    proto = trace(deployment_model(larger, fp16=False), "cpu")
+    counts = check_graph(proto, signature_of(larger.config))
+    assert sum(counts.values()) == sum(exported["fp32"].nodes.values())
+
+
+def test_weights_have_the_precision_that_the_name_says(exported):
+    for precision, expected in (("fp32", 0.0), ("fp16", 0.99)):
+        proof = Sidecar.read(exported[precision].path).proof
+        assert proof["half_weight_share"] == pytest.approx(expected, abs=0.01)
+    assert exported["fp16"].bytes < 0.55 * exported["fp32"].bytes
+
+
+def test_fp32_islands(random_model):
+    model = deployment_model(random_model, fp16=True)
+    types = {name: tensor.dtype for name, tensor in model.named_parameters()}
+    scan = "vmamba.layers.0.blocks.0.op."
+    assert {types[scan + name] for name in ("A_logs", "Ds", "dt_projs_bias")} == {torch.float32}
+    assert {types[scan + name] for name in ("in_proj.weight", "out_norm.weight")} == {torch.float16}
+    assert random_model.decoder.alpha.dtype == torch.float32
+
+
+def test_folding_batch_norms_changes_nothing():
+    torch.manual_seed(1)
+    model = tfanet.build_model("tiny").eval()
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.normal_(module.running_mean)
+            torch.nn.init.uniform_(module.running_var, 0.5, 2.0)
+            torch.nn.init.normal_(module.weight)
+    deployed = deployment_model(model, fp16=False)
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in deployed.modules())
+    images, tokens, _ = (torch.from_numpy(x) for x in verification_pairs(model, 2))
+    with torch.inference_mode():
+        torch.testing.assert_close(deployed(images, tokens), model(images, tokens), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5], ids=lambda n: f"batch-{n}")
+def test_onnx_runtime_equals_pytorch(random_model, report, batch):
+    images, tokens, _ = verification_pairs(random_model, batch)
+    with torch.inference_mode():
+        expected = random_model(torch.from_numpy(images), torch.from_numpy(tokens)).numpy()
+    with open_engine(report.path) as engine:
+        actual = engine.infer(images, tokens)
+    error = np.abs(actual - expected).max()
+    assert error <= (1e-4 if report.precision == "fp32" else 0.02 * np.abs(expected).max())
+    assert np.abs(expected).max() > 0.01
+
+
+@pytest.mark.parametrize("target", ["cpu", "gpu"])
+def test_bodies_are_exchanged_without_touching_the_graph(exported, tmp_path, random_model, target):
+    source = exported["fp32"].path
+    out = retarget(source, tmp_path / "other.onnx", target)
+    before, after = onnx.load(source), onnx.load(out)
+    assert after.graph == before.graph
+    operations = {node.op_type for function in after.functions for node in function.node}
+    assert ("Scan" in operations) == (target == "cpu")
+    figures, _, _ = verify(random_model, out, 2)
+    assert figures.max_abs_error < 1e-4
+    Sidecar.read(out).check_file(out)
+
+
+def test_metadata_and_sidecar(random_model, report):
+    values = {entry.key: entry.value for entry in onnx.load(report.path).metadata_props}
+    assert TFANetConfig.from_json(values["tfanet.config"]) == random_model.config
+    assert values["tfanet.weights_sha256"] == weights_sha256(random_model)
+    assert values["tfanet.precision"] == report.precision
+    sidecar = Sidecar.read(report.path)
+    sidecar.check_file(report.path)
+    assert sidecar.weights_sha256 == weights_sha256(random_model)
+    assert sidecar.parity == json.loads(json.dumps(report.parity.to_dict()))
+    assert sidecar.rebuild.startswith("tfanet-export onnx")
+
+
+def test_a_wrong_graph_is_not_written(random_model, exported, tmp_path, monkeypatch):
+    """A file whose numbers differ from the model's must fail, name the figure and leave nothing behind."""
+
+    proto = onnx.load(exported["fp32"].path)
+    (bias,) = (x for x in proto.graph.initializer if x.name == "decoder.score.bias")
+    shifted = onnx.numpy_helper.to_array(bias) + np.float32([0, 0.01])
+    bias.CopyFrom(onnx.numpy_helper.from_array(shifted, bias.name))
+    del proto.metadata_props[:]
+    monkeypatch.setattr("tfanet_export.export.trace", lambda model, target: proto)
+    with pytest.raises(VerificationError, match=r"max logit error 0\.01.* above the fp32 bound"):
+        export_onnx(random_model, tmp_path / "model.onnx", pairs=2)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_graph_check_names_the_offender(random_model, exported):
+    signature = signature_of(random_model.config)
+    proto = onnx.load(exported["fp32"].path)
+    proto.graph.node[0].domain = "somewhere"
+    with pytest.raises(VerificationError, match="somewhere::"):
+        check_graph(proto, signature)
+    proto = onnx.load(exported["fp32"].path)
+    del proto.functions[:]
+    with pytest.raises(VerificationError, match="has no function body"):
+        check_graph(proto, signature)
+    proto = onnx.load(exported["fp32"].path)
+    proto.graph.output[0].type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
+    with pytest.raises(VerificationError, match="mask_logits float16"):
+        check_graph(proto, signature)
+
+
+def test_scans_beyond_the_gpu_body_are_refused():
+    check_scan_length(preset("base"), "gpu")
+    with pytest.raises(UserError, match="use --target cpu"):
+        check_scan_length(preset("base", image_size=544), "gpu")
+
+
+def test_command_line_onnx_to_plan(exported, tmp_path):
+    out = tmp_path / "model.plan"
+    arguments = ["trt", "--onnx", str(exported["fp16"].path), "--fp16", "-o", str(out)]
+    result = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    assert "of the weights" in result.output
+    sidecar = Sidecar.read(out)
+    sidecar.check_file(out)
+    assert sidecar.compute_capability == "8.9"
+    assert sidecar.proof["half_weight_share"] > 0.99
+    assert sidecar.onnx_sha256 == Sidecar.read(out.with_name("model.plan.onnx")).file_sha256
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["onnx", "-c", "nowhere.safetensors"], "does not exist"),
+        (["onnx", "-o", "model.txt"], "must end in .onnx"),
+        (["onnx", "-o", "file/model.onnx"], "cannot write"),
+        (["onnx", "-c", "file"], "truncated or no .safetensors|is empty"),
+        (["trt", "--backend", "tensorrt"], r"pip install"),
+        (["trt", "--target", "rtx9999"], "unknown target GPU"),
+        (["trt", "--batch", "8,1"], "three numbers"),
+        (["trt", "--batch", "8,1,1"], "must rise"),
+        (["trt", "--onnx", "file"], "empty|no ONNX"),
+        (["trt", "--onnx", "FP32", "--fp16"], "precision is a property of the graph"),
+        (["trt", "-c", "file", "--onnx", "file"], "not both"),
+        (["trt", "-o", "model.onnx"], "must end in .plan"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_mistakes_are_one_line(exported, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    arguments = [str(exported["fp32"].path) if word == "FP32" else word for word in arguments]
+    with pytest.raises(UserError, match=message):
+        CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

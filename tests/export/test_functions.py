@@ -1,0 +1,268 @@
+"""The ONNX function bodies, in ONNX Runtime against float64 loops and in TensorRT-RTX's builder."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper
+
+from tfanet_export.functions import (
+    DOMAIN,
+    DOMAIN_VERSION,
+    MAX_GPU_LENGTH,
+    MAX_ROW,
+    OPSET,
+    function_protos,
+    op_schemas,
+    register_schemas,
+)
+
+TARGETS = [pytest.param("cpu", id="cpu-body"), pytest.param("gpu", id="gpu-body")]
+SCAN_CASES = [
+    # batch, K, D, N, L, largest |delta|
+    pytest.param(1, 1, 1, 1, 1, 1.0, id="one-token"),
+    pytest.param(3, 4, 2, 1, 17, 1.0, id="17-tokens"),
+    pytest.param(2, 2, 3, 4, 63, 1.0, id="63-tokens-4-states"),
+    pytest.param(1, 4, 4, 1, 225, 1.0, id="225-tokens"),
+    pytest.param(1, 1, 3, 4, 500, 1.0, id="500-tokens-4-states"),
+    pytest.param(1, 2, 2, 1, 129, 1e4, id="extreme-delta"),
+    pytest.param(1, 1, 2, 1, 14400, 1.0, id="stage-1-of-480"),
+    pytest.param(1, 1, 1, 1, MAX_GPU_LENGTH, 1.0, id="longest-of-gpu"),
+]
+
+
+def scan_inputs(batch, groups, channels, states, length, delta_range=1.0, seed=0):
+    rng = np.random.default_rng(seed)
+    return {
+        "u": rng.standard_normal((batch, groups * channels, length)),
+        "delta": rng.uniform(-delta_range, delta_range, (batch, groups * channels, length)),
+        "A": -np.exp(rng.standard_normal((groups * channels, states))),
+        "B": rng.standard_normal((batch, groups, states, length)),
+        "C": rng.standard_normal((batch, groups, states, length)),
+        "D": rng.standard_normal(groups * channels),
+        "delta_bias": rng.standard_normal(groups * channels),
+    }
+
+
+def scan_loop(u, delta, A, B, C, D, delta_bias):
+    u, delta, A, B, C, D, delta_bias = (x.astype(np.float64) for x in (u, delta, A, B, C, D, delta_bias))
+    group = u.shape[1] // B.shape[1]
+    dt = np.logaddexp(0, delta + delta_bias[:, None])
+    B_all, C_all = np.repeat(B, group, axis=1), np.repeat(C, group, axis=1)
+    h = np.zeros((*u.shape[:2], A.shape[1]))
+    y = np.empty_like(u)
+    for t in range(u.shape[2]):
+        h = np.exp(dt[..., t, None] * A) * h + (dt[..., t] * u[..., t])[..., None] * B_all[..., t]
+        y[..., t] = (h * C_all[..., t]).sum(-1) + D * u[..., t]
+    return y
+
+
+def attention_loop(q, k, v, gamma):
+    q, k, v = (x.astype(np.float64) for x in (q, k, v))
+    out = np.empty_like(q)
+    for b in range(q.shape[0]):
+        for h in range(q.shape[1]):
+            kv = sum(np.outer(k[b, h, :, n], v[b, h, :, n]) for n in range(k.shape[3]))
+            kv = gamma[h] * kv / np.sqrt((kv**2).sum(1, keepdims=True) + 1e-6)
+            for n in range(q.shape[3]):
+                query = q[b, h, :, n]
+                out[b, h, :, n] = (gamma[h] * query / np.sqrt((query**2).sum() + 1e-6)) @ kv
+    return out
+
+
+SYMBOLS = {
+    "u": ("b", "C", "L"), "delta": ("b", "C", "L"), "A": ("C", "N"), "B": ("b", "K", "N", "L"),
+    "C": ("b", "K", "N", "L"), "D": ("C",), "delta_bias": ("C",),
+    "q": ("b", "h", "d", "M"), "k": ("b", "h", "d", "N"), "v": ("b", "h", "d", "N"), "gamma": ("h",),
+}  # fmt: skip
+WIDE = {"A", "D", "delta_bias", "gamma"}
+
+
+def one_node(op, names, half=False, target="cpu", static=None):
+    """A model of one node; sizes are symbolic, past axis 0 those of `static` (name -> array) if given."""
+    small = TensorProto.FLOAT16 if half else TensorProto.FLOAT
+
+    def info(name):
+        shape = SYMBOLS[name]
+        if static is not None:
+            sizes = static[name].shape
+            shape = [s if s == "b" else size for s, size in zip(shape, sizes, strict=True)]
+        return helper.make_tensor_value_info(name, TensorProto.FLOAT if name in WIDE else small, shape)
+
+    inputs = [info(name) for name in names]
+    output = helper.make_tensor_value_info("result", small, [None] * len(SYMBOLS[names[0]]))
+    node = helper.make_node(op, list(names), ["result"], name="op", domain=DOMAIN)
+    graph = helper.make_graph([node], "one_node", inputs, [output])
+    opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, DOMAIN_VERSION)]
+    model = helper.make_model(graph, functions=function_protos(target), opset_imports=opsets, ir_version=10)
+    onnx.checker.check_model(model)
+    return model
+
+
+def session(model):
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 4
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
+
+
+def cast(values, half=False):
+    return {n: x.astype(np.float16 if half and n not in WIDE else np.float32) for n, x in values.items()}
+
+
+@pytest.fixture(scope="module", params=TARGETS)
+def scan_session(request):
+    names = list(scan_inputs(1, 1, 1, 1, 1))
+    return session(one_node("SelectiveScan", names, target=request.param))
+
+
+@pytest.mark.parametrize(("batch", "groups", "channels", "states", "length", "delta_range"), SCAN_CASES)
+def test_scan_is_the_loop(scan_session, batch, groups, channels, states, length, delta_range):
+    values = cast(scan_inputs(batch, groups, channels, states, length, delta_range))
+    expected = scan_loop(**values)
+    (y,) = scan_session.run(None, values)
+    assert y.dtype == np.float32
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5 * max(1.0, np.abs(expected).max()))
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_scan_of_halves_keeps_its_state_in_float32(target):
+    values = cast(scan_inputs(2, 2, 3, 2, 300), half=True)
+    values["delta"] = (values["delta"] - 5).astype(np.float16)
+    values["A"] *= 1e-3
+    (y,) = session(one_node("SelectiveScan", list(values), half=True, target=target)).run(None, values)
+    assert y.dtype == np.float16
+    expected = scan_loop(**values)
+    # One rounding of the result; a state kept in halves would be wrong by many times as much.
+    np.testing.assert_allclose(y, expected, rtol=2**-10, atol=2**-10)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_scans_of_several_sizes_share_one_graph(target):
+    sizes = [(4, 3, 1, 100), (4, 2, 1, 225), (2, 3, 4, 63), (4, 3, 1, 100)]
+    nodes, inputs, values, before = [], [], {}, None
+    for i, size in enumerate(sizes):
+        one = cast(scan_inputs(2, *size, seed=i))
+        values |= {f"{name}{i}": x for name, x in one.items()}
+        for name, x in one.items():
+            shape = ["b" if s == "b" else n for s, n in zip(SYMBOLS[name], x.shape, strict=True)]
+            inputs.append(helper.make_tensor_value_info(f"{name}{i}", TensorProto.FLOAT, shape))
+        if before:
+            nodes.append(helper.make_node("Add", [f"u{i}", before], [f"sum{i}"]))
+        operands = [f"sum{i}" if before and name == "u" else f"{name}{i}" for name in one]
+        nodes.append(helper.make_node("SelectiveScan", operands, [f"y{i}"], domain=DOMAIN))
+        nodes.append(helper.make_node("ReduceMean", [f"y{i}"], [f"mean{i}"]))
+        before = f"mean{i}"
+    output = helper.make_tensor_value_info("y3", TensorProto.FLOAT, ["b", 12, 100])
+    graph = helper.make_graph(nodes, "chain", inputs, [output])
+    opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, DOMAIN_VERSION)]
+    model = helper.make_model(graph, functions=function_protos(target), opset_imports=opsets, ir_version=10)
+
+    mean = 0.0
+    for i in range(len(sizes)):
+        one = {name: values[f"{name}{i}"] for name in scan_inputs(1, 1, 1, 1, 1)}
+        expected = scan_loop(**(one | {"u": one["u"] + mean}))
+        mean = expected.mean()
+    (y,) = session(model).run(["y3"], values)
+    np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_sequence_too_long_for_the_gpu_body_is_refused():
+    values = cast(scan_inputs(1, 1, 1, 1, MAX_GPU_LENGTH + 1))
+    with pytest.raises(onnxruntime.capi.onnxruntime_pybind11_state.Fail, match="128 by 129"):
+        session(one_node("SelectiveScan", list(values), target="gpu")).run(None, values)
+
+
+@pytest.mark.parametrize("half", [False, True], ids=["float32", "float16"])
+@pytest.mark.parametrize(
+    ("batch", "heads", "width", "queries", "keys"),
+    [(1, 1, 1, 1, 1), (2, 3, 4, 17, 63), (1, 2, 16, 225, 17)],
+    ids=["smallest", "image-to-text", "text-to-image"],
+)
+def test_attention_is_the_loop(batch, heads, width, queries, keys, half):
+    rng = np.random.default_rng(3)
+    values = cast({
+        "q": rng.standard_normal((batch, heads, width, queries)),
+        "k": rng.standard_normal((batch, heads, width, keys)),
+        "v": rng.standard_normal((batch, heads, width, keys)),
+        "gamma": rng.uniform(0.5, 2, heads),
+    }, half)  # fmt: skip
+    (out,) = session(one_node("LinearCrossAttention", list(values), half)).run(None, values)
+    assert out.dtype == values["q"].dtype
+    tolerance = 2e-3 if half else 2e-6
+    np.testing.assert_allclose(out, attention_loop(**values), rtol=tolerance, atol=tolerance)
+
+
+def test_attention_of_halves_sums_beyond_the_range_of_float16():
+    values = cast({name: np.full((1, 1, 2, 400), 20.0) for name in "qkv"} | {"gamma": np.ones(1)}, half=True)
+    (out,) = session(one_node("LinearCrossAttention", list(values), half=True)).run(None, values)
+    np.testing.assert_allclose(out, attention_loop(**values), rtol=1e-3)
+
+
+def test_attention_of_zeros_is_zero():
+    values = cast({name: np.zeros((1, 1, 2, 3)) for name in "qkv"} | {"gamma": np.ones(1)})
+    (out,) = session(one_node("LinearCrossAttention", list(values))).run(None, values)
+    assert not out.any()
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("half", [False, True], ids=["float32", "float16"])
+@pytest.mark.parametrize("length", [17, 225, 14400])
+def test_tensorrt_rtx_builds_the_scan_for_sm89(target, half, length):
+    values = cast(scan_inputs(1, 4, 2, 1, length), half)
+    assert rtx_plan_size(one_node("SelectiveScan", list(values), half, target, static=values)) > 0
+
+
+@pytest.mark.parametrize("half", [False, True], ids=["float32", "float16"])
+def test_tensorrt_rtx_builds_the_attention_for_sm89(half):
+    values = cast({name: np.ones((1, 2, 4, 17)) for name in "qkv"} | {"gamma": np.ones(2)}, half)
+    assert rtx_plan_size(one_node("LinearCrossAttention", list(values), half, static=values)) > 0
+
+
+def rtx_plan_size(model):
+    trt = pytest.importorskip("tensorrt_rtx")
+    logger = trt.Logger(trt.Logger.ERROR)
+    builder = trt.Builder(logger)
+    network = builder.create_network(0)
+    parser = trt.OnnxParser(network, logger)
+    parsed = parser.parse(model.SerializeToString())
+    assert parsed, [parser.get_error(i).desc() for i in range(parser.num_errors)]
+    config = builder.create_builder_config()
+    config.num_compute_capabilities = 1
+    config.set_compute_capability(trt.ComputeCapability.SM89, 0)
+    profile = builder.create_optimization_profile()
+    for i in range(network.num_inputs):
+        shape = tuple(network.get_input(i).shape)
+        if -1 in shape:
+            profile.set_shape(network.get_input(i).name, *((batch, *shape[1:]) for batch in (1, 2, 8)))
+    config.add_optimization_profile(profile)
+    return builder.build_serialized_network(network, config).nbytes
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_bodies_keep_within_their_limits(target):
+    (scan,) = [f for f in function_protos(target) if f.name == "SelectiveScan"]
+    kinds = [node.op_type for node in scan.node]
+    assert "Loop" not in kinds
+    assert kinds.count("Scan") == (3 if target == "cpu" else 0)
+    assert len(kinds) < 200
+    assert MAX_GPU_LENGTH == MAX_ROW**2 >= (480 // 4) ** 2
+
+
+def test_schemas_describe_the_functions():
+    register_schemas()
+    register_schemas()
+    functions = {f.name: f for f in function_protos("cpu")}
+    for schema in op_schemas():
+        known = onnx.defs.get_schema(schema.name, DOMAIN_VERSION, DOMAIN)
+        assert [p.name for p in known.inputs] == list(functions[schema.name].input)
+        assert [p.name for p in known.outputs] == list(functions[schema.name].output)
+        # TensorRT finds functions by op type alone, so a standard op's name would silently become that op.
+        assert not onnx.defs.has(schema.name)
+
+
+def test_unknown_target_is_refused():
+    with pytest.raises(ValueError, match="cpu, gpu"):
+        function_protos("tpu")

@@ -1,0 +1,108 @@
+"""Where overlays put colour, and that sheets hold every cell."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tfanet.pictures import PREDICTION, TRUTH, Cell, contact_sheet, mask_picture, overlay
+
+GREY = (128, 128, 128)
+
+
+def picture(width: int = 120, height: int = 80) -> Image.Image:
+    return Image.new("RGB", (width, height), GREY)
+
+
+def box(width: int = 120, height: int = 80, left: int = 40, right: int = 80) -> np.ndarray:
+    mask = np.zeros((height, width), dtype=bool)
+    mask[20:60, left:right] = True
+    return mask
+
+
+def pixels(image: Image.Image) -> np.ndarray:
+    return np.asarray(image).astype(int)
+
+
+def test_the_object_is_blue_its_edge_white_and_the_rest_dimmed():
+    drawn = pixels(overlay(picture(), box()))
+    assert drawn[40, 60, 2] > 150 > drawn[40, 60, 0]
+    assert drawn[40, 39:41].min() > 180
+    assert (drawn[40, 5] < 128).all()
+    assert np.ptp(drawn[40, 5]) == 0
+
+
+def test_the_truth_is_a_yellow_line_and_no_fill():
+    drawn = pixels(overlay(picture(), np.zeros((80, 120), dtype=bool), box()))
+    line = drawn[40, 34:44]
+    assert min(np.abs(line - np.array(TRUTH)).sum(axis=1)) < 60
+    assert np.array_equal(drawn[40, 60], drawn[40, 5])
+
+
+@pytest.mark.parametrize("full", [False, True], ids=["empty", "full"])
+def test_a_mask_without_an_edge_has_no_line(full):
+    drawn = pixels(overlay(picture(), np.full((80, 120), full)))
+    assert (drawn == drawn[0, 0]).all()
+    assert (drawn[0, 0, 2] > drawn[0, 0, 0]) == full
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 200), (640, 480)], ids=str)
+def test_overlays_keep_the_pictures_size(size):
+    mask = np.ones(size[::-1], dtype=bool)
+    mask[0, 0] = False
+    assert overlay(picture(*size), mask, mask).size == size
+
+
+def test_the_picture_itself_is_left_alone():
+    original = picture()
+    overlay(original, box(), box())
+    assert original.getcolors() == [(120 * 80, GREY)]
+
+
+def test_a_mask_is_written_as_0_and_255():
+    written = mask_picture(box())
+    assert written.mode == "L"
+    assert np.array_equal(np.asarray(written), np.where(box(), 255, 0))
+
+
+@pytest.mark.parametrize(
+    ("count", "columns", "across", "down"),
+    [
+        pytest.param(1, 3, 1, 1, id="one"),
+        pytest.param(4, 3, 3, 2, id="two-rows"),
+        pytest.param(4, 1, 1, 4, id="tower"),
+    ],
+)
+def test_a_sheet_grows_with_its_cells(count, columns, across, down):
+    cells = [Cell(picture(), "a box", box(), box())] * count
+    one = contact_sheet(cells[:1]).size
+    sheet = contact_sheet(cells, columns)
+    two = contact_sheet(cells[:1] * 2, 2).size
+    three = contact_sheet(cells[:1] * 2, 1).size
+    assert sheet.size == (
+        one[0] + (across - 1) * (two[0] - one[0]),
+        one[1] + (down - 1) * (three[1] - one[1]),
+    )
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 300), (300, 2)], ids=str)
+def test_a_sheet_takes_pictures_of_any_shape_and_sentences_of_any_length(size):
+    mask = np.ones(size[::-1], dtype=bool)
+    sheet = contact_sheet(
+        [Cell(picture(*size), "word " * 60, mask), Cell(picture(*size), "W" * 300, mask, mask)]
+    )
+    assert sheet.mode == "RGB"
+
+
+def test_both_colours_of_the_legend_are_there_only_with_a_truth():
+    def colours(sheet):
+        return {colour for _, colour in sheet.crop((0, 0, sheet.width, 44)).getcolors(1 << 20)}
+
+    assert {PREDICTION, TRUTH} <= colours(contact_sheet([Cell(picture(), "a", box(), box())]))
+    assert TRUTH not in colours(contact_sheet([Cell(picture(), "a", box())]))
+
+
+def test_no_cell_is_no_sheet():
+    with pytest.raises(ValueError, match="at least one"):
+        contact_sheet([])

@@ -1,0 +1,97 @@
+"""The house: import direction, light command lines, file sizes, lint."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+ORDER = ("tfanet", "tfanet_plugins", "tfanet_engines", "tfanet_export", "tfanet_eval")
+FOLDERS = {
+    "tfanet": ROOT / "tfanet",
+    **{name: ROOT / name.removeprefix("tfanet_") / name for name in ORDER[1:]},
+}
+COMMANDS = {
+    "tfanet-train": "tfanet.training.cli",
+    "tfanet-data": "tfanet.data.cli",
+    "tfanet-export": "tfanet_export.cli",
+    "tfanet-eval": "tfanet_eval.cli",
+    "tfanet-predict": "tfanet_eval.predict_cli",
+}
+HEAVY = (
+    "torch",
+    "onnx",
+    "onnxruntime",
+    "onnxscript",
+    "open_clip",
+    "tensorrt_rtx",
+    "tensorrt",
+    "triton",
+    "mamba_ssm",
+)
+SOURCES = [path for folder in FOLDERS.values() for path in sorted(folder.rglob("*.py"))]
+
+
+def imports_of(path: Path) -> set[str]:
+    """Every module named in an import statement of the file, wherever it stands."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+    return found
+
+
+def test_the_sources_are_found():
+    assert len(SOURCES) > 40
+
+
+@pytest.mark.parametrize("package", ORDER)
+def test_imports_run_one_way(package):
+    forbidden = set(ORDER[ORDER.index(package) + 1 :])
+    for path in sorted(FOLDERS[package].rglob("*.py")):
+        wrong = {name for name in imports_of(path) if name.split(".")[0] in forbidden}
+        assert not wrong, f"{path.relative_to(ROOT)} imports {wrong}"
+
+
+def test_nobody_imports_a_command_line():
+    for path in SOURCES:
+        wrong = {name for name in imports_of(path) if name in COMMANDS.values()}
+        assert not wrong, f"{path.relative_to(ROOT)} imports {wrong}"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_imports_nothing_heavy(command):
+    """This is what keeps `--help` under a second."""
+    code = (
+        f"import sys, json, {COMMANDS[command]} as cli\n"
+        f"print(json.dumps([name for name in {HEAVY!r} if name in sys.modules]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == []
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_are_installed_and_help(command):
+    done = subprocess.run([Path(sys.executable).parent / command, "--help"], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert "Usage: " in done.stdout
+
+
+def test_files_are_at_most_400_lines():
+    paths = [*SOURCES, *sorted((ROOT / "tests").rglob("*.py"))]
+    long = {path.name: count for path in paths if (count := len(path.read_text("utf-8").splitlines())) > 400}
+    assert long == {}
+
+
+def test_ruff_is_clean():
+    done = subprocess.run(
+        [sys.executable, "-m", "ruff", "check", "."], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout
