@@ -1,0 +1,1 @@
+"""TensorRT plugins for the operations of `tfanet.ops`: none yet; engines run the function bodies."""

@@ -1,0 +1,105 @@
+"""What only a CUDA device can show: the numbers of the CPU in every runtime. Run by `make gpu-check`."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import tfanet
+from tfanet.data.refer import ReferDataset
+from tfanet.data.transforms import TrainingPairs
+from tfanet.ops import linear_cross_attention, selective_scan
+from tfanet.training.loop import TrainingOptions, train
+from tfanet.weights import bundled
+from tfanet_engines import build_plan, check, compare_logits, open_engine
+from tfanet_engines.targets import CAPABILITIES
+from tfanet_export import export_onnx
+from tfanet_export.export import retarget, verification_pairs
+
+pytestmark = pytest.mark.gpu
+PAIRS = 8
+
+
+def scan_inputs(length, dtype):
+    rng = torch.Generator().manual_seed(0)
+    shapes = [(2, 8, length), (2, 8, length), (8, 1), (2, 4, 1, length), (2, 4, 1, length), (8,), (8,)]
+    u, delta, A, B, C, D, bias = (torch.randn(shape, generator=rng) for shape in shapes)
+    return [u.to(dtype), delta.to(dtype), -A.exp(), B.to(dtype), C.to(dtype), D, bias]
+
+
+@pytest.mark.parametrize("length", [1, 17, 225, 3600])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_selective_scan(length, dtype):
+    inputs = scan_inputs(length, dtype)
+    expected = selective_scan(*inputs).float()
+    actual = selective_scan(*(x.cuda() for x in inputs)).float().cpu()
+    tolerance = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}[dtype]
+    assert (actual - expected).abs().max() <= tolerance * max(1.0, expected.abs().max())
+
+
+def test_gradients():
+    scan = [x.requires_grad_() for x in scan_inputs(63, torch.float32)]
+    rng = torch.Generator().manual_seed(1)
+    attention = [torch.randn(1, 2, 4, n, generator=rng).requires_grad_() for n in (9, 30, 30)]
+    attention.append(torch.ones(2, requires_grad=True))
+    for operation, inputs in ((selective_scan, scan), (linear_cross_attention, attention)):
+        expected = torch.autograd.grad(operation(*inputs).square().sum(), inputs)
+        on_gpu = [x.detach().cuda().requires_grad_() for x in inputs]
+        actual = torch.autograd.grad(operation(*on_gpu).square().sum(), on_gpu)
+        for ours, right in zip(actual, expected, strict=True):
+            torch.testing.assert_close(
+                ours.cpu(), right, rtol=1e-3, atol=1e-3 * right.abs().max().item() + 1e-5
+            )
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    """The bundled model's inputs and its CPU logits for them."""
+    model = tfanet.load_model(bundled("tiny"))
+    images, tokens, _ = verification_pairs(model, PAIRS)
+    with torch.inference_mode():
+        expected = model(torch.from_numpy(images), torch.from_numpy(tokens)).numpy()
+    return images, tokens, expected
+
+
+def compare(engine, pairs):
+    images, tokens, expected = pairs
+    return compare_logits(expected, engine.infer(images, tokens))
+
+
+def test_pytorch(pairs):
+    with open_engine(bundled("tiny")) as engine:
+        check(compare(engine, pairs), "fp32")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_onnx_runtime_cuda(pairs, precision, tmp_path):
+    path = tmp_path / "model.onnx"
+    export_onnx(tfanet.load_model(bundled("tiny")), path, fp16=precision == "fp16", target="gpu")
+    with open_engine(path, providers=["CUDAExecutionProvider", "CPUExecutionProvider"]) as engine:
+        check(compare(engine, pairs), precision)
+
+
+def test_plan(pairs, tmp_path):
+    capability = "{}.{}".format(*torch.cuda.get_device_capability())
+    if capability not in CAPABILITIES:
+        pytest.skip(f"TensorRT-RTX does not build for compute capability {capability}")
+    onnx, plan = tmp_path / "model.onnx", tmp_path / "model.plan"
+    export_onnx(tfanet.load_model(bundled("tiny")), onnx, fp16=True)
+    build_plan(retarget(onnx, tmp_path / "gpu.onnx", "gpu"), plan, target=capability)
+    with open_engine(plan) as engine:
+        check(compare(engine, pairs), "fp16")
+        one = engine.infer(pairs[0][:1], pairs[1][:1])
+        np.testing.assert_allclose(one, engine.infer(pairs[0], pairs[1])[:1], rtol=0, atol=0.1)
+
+
+def test_training(shapes_root, tmp_path):
+    config = tfanet.PRESETS["tiny"]
+    torch.manual_seed(0)
+    data = TrainingPairs(
+        ReferDataset(shapes_root, "refcoco", "train"), config.image_size, config.token_length
+    )
+    options = TrainingOptions(epochs=1, batch=8, device="cuda")
+    assert train(tfanet.TFANet(config), data, data, tmp_path, options)
+    assert tfanet.load_model(tmp_path / "model.safetensors").config == config
