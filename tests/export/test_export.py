@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -153,6 +156,15 @@ def test_graph_check_names_the_offender(random_model, exported):
     proto.graph.output[0].type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
     with pytest.raises(VerificationError, match="mask_logits float16"):
         check_graph(proto, signature)
+
+
+def test_polygraphy_reads_the_file(report):
+    """The file is plain ONNX to tools that know nothing of tfanet."""
+    command = [Path(sys.executable).parent / "polygraphy", "inspect", "model", report.path]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "image [dtype=uint8, shape=('batch', 96, 96, 3)]" in done.stdout
+    assert "mask_logits [dtype=float32, shape=('batch', 96, 96)]" in done.stdout
+    assert "{'tfanet': 1}" in done.stdout
 
 
 def test_scans_beyond_the_gpu_body_are_refused():

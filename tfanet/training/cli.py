@@ -20,7 +20,7 @@ def train(
     ] = None,
     dataset: Annotated[str, typer.Option(help="refcoco, refcoco+ or refcocog.")] = "refcoco",
     out: Annotated[Path | None, typer.Option(help="Folder for checkpoint and log [runs/PRESET].")] = None,
-    epochs: Annotated[int, typer.Option(min=1)] = 12,
+    epochs: Annotated[int, typer.Option(min=1)] = 4,
     batch: Annotated[int, typer.Option(min=2)] = 16,
     rate: Annotated[float, typer.Option(min=0.0, help="Peak learning rate.")] = 1e-3,
     weight_decay: Annotated[float, typer.Option(min=0.0)] = 1e-2,
@@ -69,8 +69,6 @@ def train(
         return Subset(whole, range(min(count or len(whole), len(whole))))
 
     training, validation = pairs("train", limit), pairs("val", validate)
-    if len(training) < batch:
-        raise UserError(f"{len(training)} expressions are fewer than one batch of {batch}")
     torch.manual_seed(seed)
     model = TFANet(config)
     options = TrainingOptions(

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from tfanet.checkpoint import save_model
-from tfanet.errors import VerificationError
+from tfanet.errors import UserError, VerificationError
 from tfanet.model import TFANet
 from tfanet.training.losses import Loss, segmentation_loss
 from tfanet.training.schedule import epoch_batches, learning_rate, parameter_groups, set_learning_rate
@@ -41,7 +41,7 @@ LOG_COLUMNS: tuple[str, ...] = (
 class TrainingOptions:
     """What a run does; everything but `save_every`, `workers` and `device` must stay the same on resume."""
 
-    epochs: int = 12
+    epochs: int = 4
     batch: int = 16
     rate: float = 1e-3
     """Peak learning rate; see `schedule.learning_rate`."""
@@ -92,7 +92,10 @@ class _Run:
         self.model = model.to(self.device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.pairs, self.validation = pairs, validation
         self.optimizer = torch.optim.AdamW(parameter_groups(model, options.weight_decay), lr=options.rate)
-        self.per_epoch = len(pairs) // options.batch  # pyright: ignore[reportArgumentType]
+        count = len(pairs)  # pyright: ignore[reportArgumentType]
+        if count < options.batch:
+            raise UserError(f"{count} expressions are fewer than one batch of {options.batch}")
+        self.per_epoch = count // options.batch
         self.total = self.per_epoch * options.epochs
         self.step = 0
 
