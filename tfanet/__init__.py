@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from tfanet.lazy import lazy_attributes
 
 if TYPE_CHECKING:
     from tfanet.checkpoint import load_model
@@ -11,19 +13,13 @@ if TYPE_CHECKING:
 
 __all__ = ["PRESETS", "TFANet", "TFANetConfig", "build_model", "load_model"]
 
-_HOMES = {
-    "PRESETS": "tfanet.config",
-    "TFANet": "tfanet.model",
-    "TFANetConfig": "tfanet.config",
-    "build_model": "tfanet.model",
-    "load_model": "tfanet.checkpoint",
-}
-
-
-def __getattr__(name: str) -> Any:
-    """Import on first use, so that `import tfanet` (and every `--help`) does not import torch."""
-    from importlib import import_module
-
-    if name not in _HOMES:
-        raise AttributeError(f"module 'tfanet' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+__getattr__ = lazy_attributes(
+    __name__,
+    {
+        "PRESETS": "tfanet.config",
+        "TFANet": "tfanet.model",
+        "TFANetConfig": "tfanet.config",
+        "build_model": "tfanet.model",
+        "load_model": "tfanet.checkpoint",
+    },
+)

@@ -14,6 +14,7 @@ from tfanet.errors import UserError, VerificationError
 
 if TYPE_CHECKING:
     import typer
+    from rich.progress import Progress, ProgressColumn
 
 T = TypeVar("T")
 
@@ -65,20 +66,25 @@ def say(message: str = "") -> None:
     Console(soft_wrap=True, highlight=False).print(message, markup=False)
 
 
-def track(items: Iterable[T], description: str, total: int | None = None) -> Iterable[T]:
-    """Iterate with a progress bar that shows count, elapsed and remaining time, on stderr."""
+def bar(*more: ProgressColumn) -> Progress:
+    """A progress bar on stderr with description, count, elapsed and remaining time, and `more` columns."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-    from rich.progress import TimeRemainingColumn as Remaining
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        Remaining(),
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
     )
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    return Progress(TextColumn("{task.description}"), *columns, *more, console=Console(stderr=True))
+
+
+def track(items: Iterable[T], description: str, total: int | None = None) -> Iterable[T]:
+    """Iterate with a progress bar (`bar`)."""
+    with bar() as progress:
         yield from progress.track(items, total=total, description=description)
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from tfanet.lazy import lazy_attributes
 
 if TYPE_CHECKING:
     from tfanet_engines.build import BuildReport, build_plan
+    from tfanet_engines.engine import Engine
     from tfanet_engines.parity import TOLERANCES, ParityFigures, Tolerance, check, compare_logits
-    from tfanet_engines.run import Engine, open_engine
+    from tfanet_engines.run import open_engine
     from tfanet_engines.sidecar import Sidecar
 
 __all__ = [
@@ -23,24 +26,18 @@ __all__ = [
     "open_engine",
 ]
 
-_HOMES = {
-    "BuildReport": "build",
-    "build_plan": "build",
-    "TOLERANCES": "parity",
-    "ParityFigures": "parity",
-    "Tolerance": "parity",
-    "check": "parity",
-    "compare_logits": "parity",
-    "Engine": "run",
-    "open_engine": "run",
-    "Sidecar": "sidecar",
-}
-
-
-def __getattr__(name: str) -> Any:
-    """Import on first use: most commands need one part only."""
-    from importlib import import_module
-
-    if name not in _HOMES:
-        raise AttributeError(f"module 'tfanet_engines' has no attribute {name!r}")
-    return getattr(import_module(f"tfanet_engines.{_HOMES[name]}"), name)
+__getattr__ = lazy_attributes(
+    __name__,
+    {
+        "BuildReport": "tfanet_engines.build",
+        "build_plan": "tfanet_engines.build",
+        "TOLERANCES": "tfanet_engines.parity",
+        "ParityFigures": "tfanet_engines.parity",
+        "Tolerance": "tfanet_engines.parity",
+        "check": "tfanet_engines.parity",
+        "compare_logits": "tfanet_engines.parity",
+        "Engine": "tfanet_engines.engine",
+        "open_engine": "tfanet_engines.run",
+        "Sidecar": "tfanet_engines.sidecar",
+    },
+)

@@ -11,8 +11,8 @@ import numpy as np
 from tfanet.config import TFANetConfig
 from tfanet.errors import UserError
 from tfanet.signature import signature_of
+from tfanet_engines.engine import Engine
 from tfanet_engines.onnx_file import config_of
-from tfanet_engines.run import Engine
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 QUIET = 4

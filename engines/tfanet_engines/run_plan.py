@@ -9,7 +9,7 @@ import numpy as np
 
 from tfanet.errors import UserError
 from tfanet.signature import signature_of
-from tfanet_engines.run import Engine
+from tfanet_engines.engine import Engine
 from tfanet_engines.sidecar import Sidecar
 from tfanet_engines.targets import sm
 from tfanet_engines.trt_api import MODULES, load_backend, make_logger

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from tfanet.checkpoint import load_model
-from tfanet_engines.run import Engine
+from tfanet_engines.engine import Engine
 
 
 class TorchEngine(Engine):

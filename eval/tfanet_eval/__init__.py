@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from tfanet.lazy import lazy_attributes
 
 if TYPE_CHECKING:
     from tfanet_eval.accuracy import Evaluation, evaluate
@@ -18,19 +20,13 @@ __all__ = [
     "predict",
 ]
 
-_HOMES = {
-    "Evaluation": "accuracy",
-    "Latency": "latency",
-    "SegmentationMetrics": "metrics",
-    "evaluate": "accuracy",
-    "predict": "prediction",
-}
-
-
-def __getattr__(name: str) -> Any:
-    """Import on first use: most commands need one part only."""
-    from importlib import import_module
-
-    if name not in _HOMES:
-        raise AttributeError(f"module 'tfanet_eval' has no attribute {name!r}")
-    return getattr(import_module(f"tfanet_eval.{_HOMES[name]}"), name)
+__getattr__ = lazy_attributes(
+    __name__,
+    {
+        "Evaluation": "tfanet_eval.accuracy",
+        "Latency": "tfanet_eval.latency",
+        "SegmentationMetrics": "tfanet_eval.metrics",
+        "evaluate": "tfanet_eval.accuracy",
+        "predict": "tfanet_eval.prediction",
+    },
+)

@@ -17,8 +17,8 @@ from tfanet_eval.metrics import SegmentationMetrics
 
 if TYPE_CHECKING:
     from tfanet.data.refer import Expression, ReferDataset
+    from tfanet_engines.engine import Engine
     from tfanet_engines.parity import ParityFigures
-    from tfanet_engines.run import Engine
 
 SHUFFLE_SEED = 0
 

@@ -12,7 +12,7 @@ from tfanet.console import new_app, run, say
 
 if TYPE_CHECKING:
     from tfanet.data.refer import ReferDataset
-    from tfanet_engines.run import Engine
+    from tfanet_engines.engine import Engine
     from tfanet_eval.accuracy import Evaluation
 
 app = new_app("Evaluate a .safetensors, .onnx or .plan on a referring segmentation data set.")

@@ -19,7 +19,7 @@ from tfanet.console import new_app, run, say
 if TYPE_CHECKING:
     from tfanet.data.refer import ReferDataset
     from tfanet_engines.build import BuildReport
-    from tfanet_engines.run import Engine
+    from tfanet_engines.engine import Engine
     from tfanet_eval.accuracy import Evaluation
 
 app = new_app("Export, build and evaluate one checkpoint in every format, in one table.")

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from tfanet.data.refer import ReferDataset
     from tfanet.pictures import Cell
-    from tfanet_engines.run import Engine
+    from tfanet_engines.engine import Engine
 
 
 def predict(engine: Engine, picture: Image.Image, sentence: str, *, strict: bool = True) -> np.ndarray:

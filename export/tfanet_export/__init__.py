@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from tfanet.lazy import lazy_attributes
 
 if TYPE_CHECKING:
     from tfanet_export.export import ExportReport, export_onnx
 
 __all__ = ["ExportReport", "export_onnx"]
 
-
-def __getattr__(name: str) -> Any:
-    """Import on first use, so that `--help` does not import torch."""
-    from importlib import import_module
-
-    if name not in __all__:
-        raise AttributeError(f"module 'tfanet_export' has no attribute {name!r}")
-    return getattr(import_module("tfanet_export.export"), name)
+__getattr__ = lazy_attributes(
+    __name__, {"ExportReport": "tfanet_export.export", "export_onnx": "tfanet_export.export"}
+)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from tfanet.lazy import lazy_attributes
 
 if TYPE_CHECKING:
     from tfanet.data.refer import Expression, ReferDataset
@@ -20,22 +22,16 @@ __all__ = [
     "write_shapes",
 ]
 
-_HOMES = {
-    "DEFAULT_ROOT": "tfanet.data.shapes",
-    "Expression": "tfanet.data.refer",
-    "ReferDataset": "tfanet.data.refer",
-    "TrainingPairs": "tfanet.data.transforms",
-    "ensure_shapes": "tfanet.data.shapes",
-    "render_pair": "tfanet.data.shapes",
-    "tokenize": "tfanet.data.transforms",
-    "write_shapes": "tfanet.data.shapes",
-}
-
-
-def __getattr__(name: str) -> Any:
-    """Import on first use, so that PyTorch is loaded only where tensors are made."""
-    from importlib import import_module
-
-    if name not in _HOMES:
-        raise AttributeError(f"module 'tfanet.data' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+__getattr__ = lazy_attributes(
+    __name__,
+    {
+        "DEFAULT_ROOT": "tfanet.data.shapes",
+        "Expression": "tfanet.data.refer",
+        "ReferDataset": "tfanet.data.refer",
+        "TrainingPairs": "tfanet.data.transforms",
+        "ensure_shapes": "tfanet.data.shapes",
+        "render_pair": "tfanet.data.shapes",
+        "tokenize": "tfanet.data.transforms",
+        "write_shapes": "tfanet.data.shapes",
+    },
+)

@@ -11,13 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.progress import TimeRemainingColumn as Remaining
+from rich.progress import Progress, TextColumn
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from tfanet.checkpoint import save_model
+from tfanet.console import bar
 from tfanet.errors import UserError, VerificationError
 from tfanet.model import TFANet
 from tfanet.training.losses import Loss, segmentation_loss
@@ -104,7 +103,7 @@ class _Run:
         if resume:
             self._restore(load_state(self.out / "training.pt", self.model.config, self.options.fixed()))
         log = _Log(self.out / "log.csv", keep_until=self.step)
-        with _stop_on_signal() as stop, _progress() as progress:
+        with _stop_on_signal() as stop, bar(TextColumn("{task.fields[note]}")) as progress:
             task = progress.add_task("training", total=self.total, completed=self.step, note="")
             while self.step < self.total:
                 self._epoch(log, progress, task, stop)
@@ -227,14 +226,3 @@ def _stop_on_signal() -> Iterator[_Stop]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-
-
-def _progress() -> Progress:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        Remaining(),
-    )
-    return Progress(*columns, TextColumn("{task.fields[note]}"), console=Console(stderr=True))
