@@ -48,7 +48,8 @@ def test_base_is_the_papers_size():
 
 
 def test_base_text_tower_is_clips_vit_l_14():
-    assert tower_config("ViT-L-14") | {"width": 768, "heads": 12, "layers": 12} == tower_config("ViT-L-14")
+    tower = tower_config(preset("base").text_tower)
+    assert (tower["width"], tower["heads"], tower["layers"], tower["context_length"]) == (768, 12, 12, 77)
 
 
 def test_stage_shapes(random_model):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -27,17 +28,19 @@ class TextFeatures(NamedTuple):
 
 
 def tower_config(name: str) -> dict[str, Any]:
-    """open_clip's `text_cfg` of a tower; `UserError` for an unknown name."""
-    if name in TOWERS:
-        return TOWERS[name]
-    import open_clip
+    """The arguments of open_clip's `TextTransformer` for a tower; `UserError` for an unknown name.
 
-    config = open_clip.get_model_config(name)
+    A name that ends in -quickgelu has the activation that OpenAI's weights were trained with.
+    """
+    import open_clip
+    from open_clip.transformer import QuickGELU
+
+    config = {"text_cfg": TOWERS[name]} if name in TOWERS else open_clip.get_model_config(name)
     if config is None or "width" not in config.get("text_cfg", {}):
         raise UserError(
             f"unknown text tower {name!r}: use an open_clip CLIP name such as ViT-L-14, or 'tiny'"
         )
-    return config["text_cfg"]
+    return config["text_cfg"] | {"act_layer": QuickGELU if config.get("quick_gelu") else nn.GELU}
 
 
 class TextEncoder(nn.Module):
@@ -48,8 +51,23 @@ class TextEncoder(nn.Module):
         from open_clip.transformer import TextTransformer
 
         config = tower_config(name)
+        self.name = name
         self.tower = TextTransformer(**config, output_dim=None)
         self.width: int = config["width"]
+
+    def load_pretrained(self, source: str) -> None:
+        """Load this tower's weights from a CLIP: a checkpoint file, or one of open_clip's pretrained tags.
+
+        A tag is downloaded by open_clip on first use. Raises `UserError` when the tower is the project's
+        own, the tag is unknown or cannot be had, or the file is no checkpoint of this CLIP.
+        """
+        if self.name in TOWERS:
+            raise UserError(
+                f"the text tower {self.name!r} has no CLIP weights; use a preset with a CLIP tower"
+            )
+        clip = _pretrained_clip(self.name, source)
+        text = getattr(clip, "text", clip).state_dict()
+        self.tower.load_state_dict({name: text[name] for name in self.tower.state_dict()})
 
     def forward(self, tokens: Tensor) -> TextFeatures:
         length = tokens.shape[1]
@@ -65,3 +83,27 @@ class TextEncoder(nn.Module):
         sentence = x.gather(1, end[:, None, None].expand(-1, 1, x.shape[2])).squeeze(1)
         words = x.mT * valid[:, None].to(x.dtype)
         return TextFeatures(words, sentence, valid)
+
+
+def _pretrained_clip(name: str, source: str) -> nn.Module:
+    """The whole CLIP with its weights; only open_clip knows all the forms that its checkpoints have."""
+    import open_clip
+
+    is_file, tags = Path(source).is_file(), open_clip.list_pretrained_tags_by_model(name)
+    if not is_file and source not in tags:
+        known = ", ".join(tags) or "none"
+        raise UserError(f"{source!r} is neither a file nor a pretrained tag of {name} (its tags: {known})")
+    if not is_file:
+        quick = bool(open_clip.get_pretrained_cfg(name, source).get("quick_gelu"))
+        if quick != bool((open_clip.get_model_config(name) or {}).get("quick_gelu")):
+            other = f"{name}-quickgelu" if quick else name.removesuffix("-quickgelu")
+            raise UserError(
+                f"{source} was trained with another activation than {name}; use text_tower {other}"
+            )
+    try:
+        return open_clip.create_model(name, pretrained=source)
+    except Exception as error:  # the network, the hub and every file format raise their own kinds
+        what = " ".join(str(error).split())[:200]
+        if is_file:
+            raise UserError(f"{source} is damaged or no checkpoint of {name}: {what}") from error
+        raise UserError(f"cannot download {source} for {name}: {what}; give a checkpoint file") from error

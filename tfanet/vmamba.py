@@ -7,6 +7,10 @@ official checkpoints. All feature maps are [B, C, H, W].
 from __future__ import annotations
 
 import math
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
 from typing import cast
 
 import torch
@@ -15,6 +19,8 @@ from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
 from tfanet.config import TFANetConfig
+from tfanet.errors import UserError
+from tfanet.files import require_file
 from tfanet.layers import LayerNorm2d
 from tfanet.ops import selective_scan
 
@@ -161,6 +167,29 @@ class VMamba(nn.Module):
         """The four stages, for iterating with their type."""
         return cast("list[Stage]", list(self.layers))
 
+    def load_official(self, source: str | Path | Mapping[str, Tensor]) -> None:
+        """Load the weights of an official classification checkpoint (`vssm*.pth`), or its state dict.
+
+        Strict: every parameter is filled, and nothing but the classifier is left over. Raises `UserError`
+        when the file is missing or unreadable, or when the checkpoint is of a variant with other sizes.
+        """
+        state = source if isinstance(source, Mapping) else _read_official(source)
+        given = {name: t for name, t in official_names(state).items() if not name.startswith("classifier.")}
+        expected = self.state_dict()
+        missing, unknown = sorted(expected.keys() - given.keys()), sorted(given.keys() - expected.keys())
+        if missing or unknown:
+            raise UserError(
+                f"the VMamba checkpoint is of another variant: {len(missing)} parameters are missing "
+                f"{missing[:2]}, {len(unknown)} unknown {unknown[:2]}"
+            )
+        for name, tensor in given.items():
+            if not _fits(tensor.shape, expected[name].shape):
+                raise UserError(
+                    f"the VMamba checkpoint is of another variant: {name} is {[*tensor.shape]}, "
+                    f"this model has {[*expected[name].shape]}"
+                )
+        self.load_state_dict({name: t.reshape(expected[name].shape) for name, t in given.items()})
+
     def forward(self, image: Tensor) -> list[Tensor]:
         """Normalised image [B, 3, S, S] -> stage outputs [B, C_i, S/2^(i+1), S/2^(i+1)], i = 1..4."""
         x, outputs = self.patch_embed(image), []
@@ -168,3 +197,51 @@ class VMamba(nn.Module):
             outputs.append(stage.blocks(x))
             x = stage.downsample(outputs[-1])
         return outputs
+
+
+_RENAMES = (
+    (r"\.ln_1\.", ".norm."),
+    (r"\.self_attention\.", ".op."),
+    (r"\.(x_proj|dt_projs)_weight$", r".\1.weight"),
+    (r"\.downsample\.reduction\.", ".downsample.1."),
+    (r"\.downsample\.norm\.", ".downsample.3."),
+    (r"^patch_embed\.proj\.", "patch_embed.0."),
+    (r"^patch_embed\.norm\.", "patch_embed.2."),
+    (r"^(norm|head)\.", r"classifier.\1."),
+)
+"""Names of older official checkpoints -> today's."""
+
+
+def official_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict of an official checkpoint under today's official names, which are ours."""
+    renamed = {}
+    for name, tensor in state.items():
+        for old, new in _RENAMES:
+            name = re.sub(old, new, name)
+        renamed[name] = tensor
+    return renamed
+
+
+def _fits(given: torch.Size, expected: torch.Size) -> bool:
+    """Equal shapes, or a linear layer's [..., out, in] for our 1x1 convolution's [out, in, 1...]."""
+    if given == expected:
+        return True
+    pointwise = len(expected) > 2 and all(size == 1 for size in expected[2:])
+    return pointwise and len(given) >= 2 and (math.prod(given[:-1]), given[-1]) == tuple(expected[:2])
+
+
+def _read_official(path: str | Path) -> Mapping[str, Tensor]:
+    path = require_file(path, "VMamba checkpoint")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{path} holds more than weights or is no checkpoint; if you trust it, keep its weights alone: "
+            "torch.save({'model': torch.load(path, weights_only=False)['model']}, new_path)"
+        ) from error
+    except (RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise UserError(f"VMamba checkpoint {path} is truncated or no PyTorch file") from error
+    state = content.get("model", content) if isinstance(content, dict) else None
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise UserError(f"{path} holds no state dict of a VMamba")
+    return state

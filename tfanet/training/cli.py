@@ -30,6 +30,12 @@ def train(
     validate: Annotated[int, typer.Option(min=1, help="Validation expressions after each epoch.")] = 300,
     workers: Annotated[int, typer.Option(min=0, help="Processes that load data.")] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto: cuda where it is.")] = "auto",
+    vmamba_weights: Annotated[
+        Path | None, typer.Option(help="Official VMamba classification checkpoint to start from.")
+    ] = None,
+    clip_weights: Annotated[
+        str | None, typer.Option(help="CLIP checkpoint file, or an open_clip pretrained tag.")
+    ] = None,
     half_weights: Annotated[
         bool, typer.Option("--half-weights", help="Store the checkpoint in FP16.")
     ] = False,
@@ -71,6 +77,11 @@ def train(
     training, validation = pairs("train", limit), pairs("val", validate)
     torch.manual_seed(seed)
     model = TFANet(config)
+    if not resume:
+        if vmamba_weights:
+            model.vmamba.load_official(vmamba_weights)
+        if clip_weights:
+            model.text.load_pretrained(clip_weights)
     options = TrainingOptions(
         epochs=epochs, batch=batch, rate=rate, weight_decay=weight_decay, warmup=warmup, seed=seed,
         workers=workers, device=device, half_weights=half_weights,
