@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import tfanet
-from tfanet.checkpoint import FORMAT, read_config, save_model, weights_sha256
+from tfanet.checkpoint import FORMAT, save_model, weights_sha256
 from tfanet.config import TFANetConfig, preset
 from tfanet.errors import UserError
 
@@ -21,7 +21,7 @@ def checkpoint(random_model, tmp_path_factory):
 
 def test_round_trip(random_model, checkpoint):
     loaded = tfanet.load_model(checkpoint)
-    assert loaded.config == random_model.config == read_config(checkpoint)
+    assert loaded.config == random_model.config
     assert not loaded.training
     for name, tensor in random_model.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], tensor), name
@@ -71,6 +71,14 @@ def damaged(kind, checkpoint, tmp_path):
             save_file(tensors | {"more": torch.zeros(1)}, path, metadata)
         case "wrong-shape":
             save_file(tensors | {"decoder.alpha": torch.zeros(5)}, path, metadata)
+        case "wrong-type":
+            save_file(tensors | {"decoder.alpha": torch.zeros(3, dtype=torch.int8)}, path, metadata)
+        case "huge":
+            config = metadata["config"].replace('"decoder_dim": 32', '"decoder_dim": 1000000000')
+            save_file(tensors, path, metadata | {"config": config})
+        case "negative":
+            config = metadata["config"].replace('"ssm_ratio": 1.0', '"ssm_ratio": -1.0')
+            save_file(tensors, path, metadata | {"config": config})
         case "bad-config":
             save_file(tensors, path, metadata | {"config": '{"image_size": 96}'})
         case "no-json":
@@ -90,7 +98,10 @@ def damaged(kind, checkpoint, tmp_path):
         ("foreign", "no TFANet checkpoint"),
         ("missing-tensor", r"missing \['decoder.alpha'\]"),
         ("extra-tensor", r"unknown \['more'\]"),
-        ("wrong-shape", r"decoder.alpha is \[5\], its config asks for \[3\]"),
+        ("wrong-shape", r"decoder.alpha is torch.float32 \[5\], its config asks for torch.float32 \[3\]"),
+        ("wrong-type", r"decoder.alpha is torch.int8 \[3\]"),
+        ("huge", "decoder_dim must be from 1 to 8192"),
+        ("negative", "ssm_ratio must be from"),
         ("bad-config", "does not fit this version"),
         ("no-json", "is not JSON"),
     ],

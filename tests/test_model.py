@@ -183,6 +183,13 @@ def test_normalisation_is_imagenets(random_model):
         ({"mlam_heads": 5}, "not divisible"),
         ({"colour": "red"}, "unknown config field"),
         ({"text_tower": "ViT-Z-99"}, "unknown text tower"),
+        ({"text_tower": "ViT-B-16-SigLIP"}, "not of CLIP's own kind"),
+        ({"image_size": "96"}, "wrong type: image_size"),
+        ({"mlam_heads": 2.0}, "wrong type: mlam_heads"),
+        ({"vmamba_dims": (24, 48, 96)}, "wrong type: vmamba_dims"),
+        ({"drop_path": 1.5}, "drop_path must be from 0 to 0.95"),
+        ({"ssm_ratio": float("nan")}, "ssm_ratio must be"),
+        ({"cfsm_blocks": -1}, "cfsm_blocks must be"),
     ],
 )
 def test_impossible_configs_are_one_line(fields, message):

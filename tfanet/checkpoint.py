@@ -35,7 +35,10 @@ def save_model(
     }
     metadata = (notes or {}) | {"format": FORMAT, "config": model.config.to_json()}
     with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata=metadata)
+        try:
+            save_file(tensors, temporary, metadata=metadata)
+        except SafetensorError as error:
+            raise UserError(f"cannot write {path}: {error}") from error
 
 
 def load_model(path: str | Path) -> TFANet:
@@ -46,25 +49,22 @@ def load_model(path: str | Path) -> TFANet:
     """
     path = require_file(path, "checkpoint")
     config, tensors = _read(path)
-    model = TFANet(config)
-    expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    with torch.device("meta"):  # sizes first: a wrong config must not ask for memory
+        expected = TFANet(config).state_dict()
     missing, unknown = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
     if missing or unknown:
         raise UserError(
             f"checkpoint {path} does not fit its config: missing {missing[:3]}, unknown {unknown[:3]}"
         )
     for name, tensor in tensors.items():
-        if tensor.shape != expected[name]:
+        if (tensor.shape, tensor.dtype) != (expected[name].shape, expected[name].dtype):
             raise UserError(
-                f"checkpoint {path}: {name} is {[*tensor.shape]}, its config asks for {[*expected[name]]}"
+                f"checkpoint {path}: {name} is {tensor.dtype} {[*tensor.shape]}, its config asks for "
+                f"{expected[name].dtype} {[*expected[name].shape]}"
             )
+    model = TFANet(config)
     model.load_state_dict(tensors)
     return model.eval()
-
-
-def read_config(path: str | Path) -> TFANetConfig:
-    """The config in a checkpoint's metadata, without its weights; errors as in `load_model`."""
-    return _config(path, _metadata(require_file(path, "checkpoint")))
 
 
 def weights_sha256(model: TFANet) -> str:

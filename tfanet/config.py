@@ -9,6 +9,22 @@ from typing import Any
 
 from tfanet.errors import UserError
 
+_RANGES: dict[str, tuple[float, float]] = {
+    "token_length": (3, 77),
+    "vmamba_dims": (2, 8192),
+    "vmamba_depths": (1, 256),
+    "ssm_ratio": (0.25, 8),
+    "ssm_state": (1, 16),
+    "mlp_ratio": (0.25, 16),
+    "drop_path": (0, 0.95),
+    "mlam_dim": (1, 8192),
+    "mlam_heads": (1, 256),
+    "cfsm_blocks": (1, 64),
+    "cssm_size": (1, 64),
+    "decoder_dim": (1, 8192),
+}
+"""What a field may be; wide, and there to refuse a damaged or mistyped config before memory is asked for."""
+
 
 @dataclass(frozen=True)
 class TFANetConfig:
@@ -45,16 +61,19 @@ class TFANetConfig:
     """D: width of every level of the WFDM decoder."""
 
     def __post_init__(self) -> None:
-        if self.image_size < 32 or self.image_size % 32:
-            raise UserError(f"image_size must be a multiple of 32, at least 32, not {self.image_size}")
-        if not 3 <= self.token_length <= 77:
-            raise UserError(f"token_length must be from 3 to 77, not {self.token_length}")
-        if self.mlam_heads < 1 or self.mlam_dim % self.mlam_heads:
+        wrong = [f.name for f in dataclasses.fields(self) if not _same_kind(getattr(self, f.name), f.default)]
+        if wrong:
+            raise UserError(f"config fields of a wrong type: {', '.join(wrong)}")
+        if not 32 <= self.image_size <= 4096 or self.image_size % 32:
+            raise UserError(f"image_size must be a multiple of 32 from 32 to 4096, not {self.image_size}")
+        for name, (low, high) in _RANGES.items():
+            values = getattr(self, name)
+            if not all(
+                low <= value <= high for value in (values if isinstance(values, tuple) else (values,))
+            ):
+                raise UserError(f"{name} must be from {low} to {high}, not {values}")
+        if self.mlam_dim % self.mlam_heads:
             raise UserError(f"mlam_dim {self.mlam_dim} is not divisible by mlam_heads {self.mlam_heads}")
-        if min(*self.vmamba_dims, *self.vmamba_depths, self.mlam_dim, self.decoder_dim, self.cssm_size) < 1:
-            raise UserError("widths and depths of a model must be at least 1")
-        if not 1 <= self.ssm_state <= 16:
-            raise UserError(f"ssm_state must be from 1 to 16, not {self.ssm_state}")
 
     def to_json(self) -> str:
         """The config as one line of JSON, as it travels in a checkpoint's metadata."""
@@ -72,14 +91,11 @@ class TFANetConfig:
     @classmethod
     def from_dict(cls, values: Any) -> TFANetConfig:
         """A config from `dataclasses.asdict`'s dictionary; `UserError` when fields are missing or unknown."""
-        fields = {field.name: field.default for field in dataclasses.fields(cls)}
-        if not isinstance(values, dict) or set(values) != set(fields):
-            odd = sorted(set(values) ^ set(fields)) if isinstance(values, dict) else type(values).__name__
+        fields = {field.name for field in dataclasses.fields(cls)}
+        if not isinstance(values, dict) or set(values) != fields:
+            odd = sorted(set(values) ^ fields) if isinstance(values, dict) else type(values).__name__
             raise UserError(f"the model's config does not fit this version of tfanet: {odd}")
         given: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in values.items()}
-        wrong = [name for name, value in given.items() if not _same_kind(value, fields[name])]
-        if wrong:
-            raise UserError(f"the model's config has values of a wrong type: {wrong}")
         return cls(**given)
 
 

@@ -41,11 +41,11 @@ def atomic_path(final: str | Path) -> Iterator[Path]:
 def require_writable(final: str | Path) -> None:
     """Raise `UserError` now rather than after the work, if `final` could not be written."""
     final = Path(final)
-    if final.is_dir():
-        raise UserError(f"{final} is a folder; give the name of a file")
     try:
+        if final.is_dir():
+            raise UserError(f"{final} is a folder; give the name of a file")
         final.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=final.parent, prefix=".tfanet-"):
+        with tempfile.NamedTemporaryFile(dir=final.parent, prefix=f".{final.stem}-", suffix=final.suffix):
             return
     except OSError as error:
         raise UserError(f"cannot write {final}: {error.strerror or error}") from error
@@ -60,12 +60,16 @@ def write_json(path: str | Path, value: Any) -> None:
 def require_file(path: str | Path, what: str) -> Path:
     """`path` as a `Path`; `UserError` when it is not a readable, non-empty file."""
     path = Path(path)
-    if path.is_dir():
-        raise UserError(f"{what} {path} is a folder, not a file")
-    if not path.is_file():
-        raise UserError(f"{what} {path} does not exist")
-    if path.stat().st_size == 0:
-        raise UserError(f"{what} {path} is empty")
+    try:
+        if path.is_dir():
+            raise UserError(f"{what} {path} is a folder, not a file")
+        with path.open("rb") as file:
+            if not file.read(1):
+                raise UserError(f"{what} {path} is empty")
+    except FileNotFoundError as error:
+        raise UserError(f"{what} {path} does not exist") from error
+    except OSError as error:
+        raise UserError(f"cannot read {what} {path}: {error.strerror or error}") from error
     return path
 
 

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from tfanet.config import TFANetConfig
 
 BATCH = "batch"
+MAX_BATCH = 1024
+"""The largest batch that an exported graph promises to take."""
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,10 @@ class TextEncoder(nn.Module):
 
         config = tower_config(name)
         self.name = name
-        self.tower = TextTransformer(**config, output_dim=None)
+        try:
+            self.tower = TextTransformer(**config, output_dim=None)
+        except TypeError as error:
+            raise UserError(f"text tower {name!r} is not of CLIP's own kind: {error}") from error
         self.width: int = config["width"]
 
     def load_pretrained(self, source: str) -> None:

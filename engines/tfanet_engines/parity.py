@@ -17,6 +17,8 @@ class Tolerance:
 
     max_logit_error: float | None
     """Largest absolute difference of a logit."""
+    max_relative_error: float | None
+    """The same in standard deviations of the reference's logits: tells another model, whatever its masks."""
     mask_agreement: float
     """Smallest mean IoU of the two masks, 0..1."""
     miou_drop: float
@@ -24,8 +26,8 @@ class Tolerance:
 
 
 TOLERANCES: dict[str, Tolerance] = {
-    "fp32": Tolerance(max_logit_error=1e-3, mask_agreement=0.999, miou_drop=0.005),
-    "fp16": Tolerance(max_logit_error=None, mask_agreement=0.99, miou_drop=0.005),
+    "fp32": Tolerance(1e-3, max_relative_error=None, mask_agreement=0.999, miou_drop=0.005),
+    "fp16": Tolerance(None, max_relative_error=0.1, mask_agreement=0.99, miou_drop=0.005),
 }
 
 
@@ -41,6 +43,19 @@ class ParityFigures:
     """Infinite when a logit of either side is NaN or infinite."""
     sum_abs_error: float = 0.0
     sum_agreement: float = 0.0
+    sum_reference: float = 0.0
+    sum_reference_squares: float = 0.0
+
+    @property
+    def relative_error(self) -> float:
+        """`max_abs_error` in standard deviations of the reference's logits; infinite if they are constant."""
+        if not self.pixels:
+            return math.nan
+        if self.max_abs_error == 0:
+            return 0.0
+        mean = self.sum_reference / self.pixels
+        variance = self.sum_reference_squares / self.pixels - mean**2
+        return self.max_abs_error / math.sqrt(variance) if variance > 0 else math.inf
 
     @property
     def mean_abs_error(self) -> float:
@@ -64,12 +79,15 @@ class ParityFigures:
             max_abs_error=max(self.max_abs_error, other.max_abs_error),
             sum_abs_error=self.sum_abs_error + other.sum_abs_error,
             sum_agreement=self.sum_agreement + other.sum_agreement,
+            sum_reference=self.sum_reference + other.sum_reference,
+            sum_reference_squares=self.sum_reference_squares + other.sum_reference_squares,
         )
 
     def to_dict(self) -> dict[str, Any]:
         """The figures for a sidecar or a report; infinite and undefined figures become None."""
         figures = {
             "max_abs_error": self.max_abs_error,
+            "relative_error": self.relative_error,
             "mean_abs_error": self.mean_abs_error,
             "mask_agreement": self.mask_agreement,
             "pixels_flipped": self.pixels_flipped,
@@ -101,6 +119,8 @@ def compare_logits(reference: np.ndarray, candidate: np.ndarray) -> ParityFigure
         flipped=int((ours != theirs).sum()),
         max_abs_error=float(error.max()),
         sum_abs_error=float(error.sum()),
+        sum_reference=float(left.sum(dtype=np.float64)),
+        sum_reference_squares=float(np.square(left, dtype=np.float64).sum()),
         sum_agreement=float(np.where(union == 0, 1.0, common / np.maximum(union, 1)).sum()),
     )
 
@@ -121,6 +141,12 @@ def check(figures: ParityFigures, precision: str, *, miou_drop: float | None = N
         raise VerificationError(
             f"max logit error {figures.max_abs_error:.3g} {pairs} is above the {precision} bound of "
             f"{bound.max_logit_error:g}"
+        )
+    if bound.max_relative_error is not None and not figures.relative_error <= bound.max_relative_error:
+        raise VerificationError(
+            f"max logit error {figures.max_abs_error:.3g} {pairs} is {figures.relative_error:.3g} standard "
+            f"deviations of the reference's logits, above the {precision} bound of "
+            f"{bound.max_relative_error:g}"
         )
     if figures.mask_agreement < bound.mask_agreement:
         raise VerificationError(

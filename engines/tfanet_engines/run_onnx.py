@@ -13,6 +13,7 @@ from tfanet.errors import UserError
 from tfanet.signature import signature_of
 from tfanet_engines.engine import Engine
 from tfanet_engines.onnx_file import config_of
+from tfanet_engines.sidecar import Sidecar, sidecar_path
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 QUIET = 4
@@ -25,6 +26,8 @@ class OnnxEngine(Engine):
     kind = "onnx"
 
     def __init__(self, file: Path, providers: Sequence[str] | None, threads: int | None) -> None:
+        if sidecar_path(file).exists():
+            Sidecar.read(file).check_file(file)
         self._session = _session(file, list(providers) if providers is not None else None, threads)
         config = config_of(file, self._session.get_modelmeta().custom_metadata_map)
         _check_names(file, self._session, config)

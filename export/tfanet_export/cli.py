@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -10,6 +11,7 @@ import typer
 
 from tfanet.console import new_app, run, say
 from tfanet.errors import UserError
+from tfanet.signature import MAX_BATCH
 
 if TYPE_CHECKING:
     from tfanet_engines import BuildReport
@@ -47,17 +49,18 @@ def onnx(
     target: Annotated[
         BodyTarget, typer.Option(help="Runtime that the scan is written for.")
     ] = BodyTarget.cpu,
-    pairs: Annotated[int, typer.Option(min=1, help="Pairs to verify the file on.")] = 16,
+    pairs: Annotated[int, typer.Option(min=1, max=1000, help="Pairs to verify the file on.")] = 16,
 ) -> None:
     """Export to ONNX and verify the file with ONNX Runtime against PyTorch; exit 1 above tolerance."""
     from tfanet.files import require_writable
 
-    checkpoint = _checkpoint(checkpoint)
-    out = out or Path(f"{checkpoint.stem}{'-fp16' if fp16 else ''}.onnx")
+    source = _checkpoint(checkpoint)
+    out = out or Path(f"{source.stem}{'-fp16' if fp16 else ''}.onnx")
     if out.suffix != ".onnx":
         raise UserError(f"{out} must end in .onnx")
     require_writable(out)
-    _report(_export(checkpoint, out, fp16=fp16, target=target.value, pairs=pairs))
+    command = _command("onnx", checkpoint=checkpoint, out=out, target=target.value, fp16=fp16)
+    _report(_export(source, out, fp16=fp16, target=target.value, pairs=pairs, rebuild=command))
     say(f"next: tfanet-eval --engine {out}")
 
 
@@ -89,12 +92,15 @@ def trt(
     if out.suffix != ".plan":
         raise UserError(f"{out} must end in .plan")
     require_writable(out)
+    command = _command(
+        "trt", checkpoint=checkpoint, onnx=onnx_file, out=out, target=target, backend=backend.value,
+        batch=batch, fp16=fp16,
+    )  # fmt: skip
     network = out.with_name(out.name + ".onnx")
     if onnx_file:
-        _retarget(onnx_file, network, fp16)
+        _retarget(onnx_file, network, fp16, command)
     else:
-        _report(_export(source, network, fp16=fp16, target="gpu", pairs=16))
-    command = f"tfanet-export trt --onnx {network} -o {out} --target {target}" + (" --fp16" if fp16 else "")
+        _report(_export(source, network, fp16=fp16, target="gpu", pairs=16, rebuild=command))
     report = build_plan(
         network, out, backend=backend, target=target, batch=profile, rebuild=command, progress=True
     )
@@ -114,22 +120,32 @@ def _profile(text: str) -> tuple[int, int, int]:
         low, usual, high = (int(part) for part in text.split(","))
     except ValueError as error:
         raise UserError(f"--batch takes three numbers such as 1,1,8, not {text!r}") from error
-    if not 1 <= low <= usual <= high:
-        raise UserError(f"--batch must rise from at least 1: smallest, usual, largest; not {text!r}")
+    if not 1 <= low <= usual <= high <= MAX_BATCH:
+        raise UserError(
+            f"--batch must rise from 1 to at most {MAX_BATCH}: smallest, usual, largest; not {text!r}"
+        )
     return low, usual, high
 
 
+def _command(verb: str, **options: object) -> str:
+    """The command line that does the same again; options that are None or False are left out."""
+    words = ["tfanet-export", verb]
+    for name, value in options.items():
+        if value is not None and value is not False:
+            words += [f"--{name}"] if value is True else [f"--{name}", str(value)]
+    return shlex.join(words)
+
+
 def _export(
-    checkpoint: Path, out: Path, *, fp16: bool, target: Literal["cpu", "gpu"], pairs: int
+    checkpoint: Path, out: Path, *, fp16: bool, target: Literal["cpu", "gpu"], pairs: int, rebuild: str
 ) -> ExportReport:
     from tfanet.checkpoint import load_model
     from tfanet_export.export import export_onnx
 
-    command = f"tfanet-export onnx -c {checkpoint} -o {out} --target {target}" + (" --fp16" if fp16 else "")
-    return export_onnx(load_model(checkpoint), out, fp16=fp16, target=target, pairs=pairs, rebuild=command)
+    return export_onnx(load_model(checkpoint), out, fp16=fp16, target=target, pairs=pairs, rebuild=rebuild)
 
 
-def _retarget(source: Path, network: Path, fp16: bool) -> None:
+def _retarget(source: Path, network: Path, fp16: bool, command: str) -> None:
     from tfanet_engines.onnx_file import read_onnx
 
     precision = read_onnx(source).precision
@@ -140,7 +156,7 @@ def _retarget(source: Path, network: Path, fp16: bool) -> None:
 
     from tfanet_export.export import retarget
 
-    retarget(source, network, "gpu")
+    retarget(source, network, "gpu", rebuild=command)
 
 
 def _report(report: ExportReport) -> None:

@@ -21,6 +21,7 @@ from tfanet.signature import signature_of
 from tfanet_engines import Sidecar, open_engine
 from tfanet_engines.onnx_file import read_onnx
 from tfanet_engines.parity import ParityFigures, check, compare_logits
+from tfanet_engines.sidecar import sidecar_path
 from tfanet_export.deploy import deployment_model
 from tfanet_export.functions import DOMAIN, Target, function_protos
 from tfanet_export.trace import check_graph, check_scan_length, trace
@@ -137,8 +138,11 @@ def verification_pairs(model: TFANet, count: int) -> tuple[np.ndarray, np.ndarra
     return images, tokens, truth
 
 
-def retarget(onnx_path: str | Path, out: str | Path, target: Target) -> Path:
+def retarget(onnx_path: str | Path, out: str | Path, target: Target, *, rebuild: str | None = None) -> Path:
     """Write the same graph with the function bodies for `target` to `out`, and a sidecar if there was one.
+
+    The new sidecar has no parity figures, for the other bodies were not run. `rebuild` is the command to
+    note in it.
 
     Raises `UserError` when `onnx_path` is not an ONNX file of this project.
     """
@@ -155,7 +159,13 @@ def retarget(onnx_path: str | Path, out: str | Path, target: Target) -> Path:
         _save(proto, temporary)
     if source.sidecar:
         digest = sha256(out)
-        dataclasses.replace(source.sidecar, onnx_sha256=digest, file_sha256=digest).write(out)
+        again = rebuild or source.sidecar.rebuild
+        changed = dataclasses.replace(
+            source.sidecar, onnx_sha256=digest, file_sha256=digest, rebuild=again, parity=None
+        )
+        changed.write(out)
+    else:
+        sidecar_path(out).unlink(missing_ok=True)  # it would be that of a file which was here before
     return Path(out)
 
 

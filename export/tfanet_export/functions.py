@@ -189,14 +189,21 @@ def _rows(row: str, ones: str) -> str:
 
 
 def _recurrence(delta: str, u: str, B: str) -> str:
-    """decay = exp(dt A) and x = dt u B with dt = softplus(delta + delta_bias), which cannot overflow."""
+    """decay = exp(dt A) and x = dt u B with dt = softplus(delta + delta_bias).
+
+    The softplus is the one of `tfanet.ops.selective_scan`: no overflow, and exact where 1 + exp rounds to 1.
+    """
     return f"""
     raw = Add ({delta}, bias_rows)
     magnitude = Abs (raw)
     minus = Neg (magnitude)
     small = Exp (minus)
     small_one = Add (small, one_f)
-    correction = Log (small_one)
+    small_again = Sub (small_one, one_f)
+    lost = Sub (small, small_again)
+    lost_share = Div (lost, small_one)
+    log_rounded = Log (small_one)
+    correction = Add (log_rounded, lost_share)
     positive = Relu (raw)
     dt = Add (positive, correction)
     {_decay_and_input("dt", u, B)}

@@ -6,6 +6,7 @@ import contextlib
 import io
 import warnings
 from collections import Counter
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,7 +14,7 @@ import torch
 from tfanet.config import TFANetConfig
 from tfanet.errors import UserError, VerificationError
 from tfanet.model import TFANet
-from tfanet.signature import BATCH, Signature, signature_of
+from tfanet.signature import BATCH, MAX_BATCH, Signature, TensorSpec, signature_of
 from tfanet_export.functions import (
     DOMAIN,
     DOMAIN_VERSION,
@@ -45,7 +46,7 @@ def trace(model: TFANet, target: Target) -> onnx.ModelProto:
     register_schemas()
     signature = signature_of(model.config)
     image, tokens = example_inputs(model)
-    batch = torch.export.Dim(BATCH, min=1, max=1024)
+    batch = torch.export.Dim(BATCH, min=1, max=MAX_BATCH)
     with warnings.catch_warnings(), torch.no_grad(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
@@ -103,15 +104,24 @@ def check_graph(proto: onnx.ModelProto, signature: Signature) -> Counter[str]:
         if node.domain != DOMAIN and node.op_type in ("Loop", "If", "Scan"):
             raise VerificationError(f"the graph contains {node.op_type} ({node.name})")
         counts[node.op_type if node.domain != DOMAIN else f"{DOMAIN}::{node.op_type}"] += 1
-    specs = (*signature.inputs, *signature.outputs)
-    for spec, value in zip(specs, (*proto.graph.input, *proto.graph.output), strict=True):
+    _check_tensors("input", signature.inputs, proto.graph.input)
+    _check_tensors("output", signature.outputs, proto.graph.output)
+    return counts
+
+
+def _check_tensors(kind: str, specs: Sequence[TensorSpec], values: Sequence[onnx.ValueInfoProto]) -> None:
+    wanted, found = Counter(spec.name for spec in specs), Counter(value.name for value in values)
+    if missing := wanted - found:
+        raise VerificationError(f"the graph lacks the {kind} {', '.join(missing)}")
+    if extra := found - wanted:
+        raise VerificationError(f"the graph has the {kind} {', '.join(extra)}, which was not promised")
+    for spec, value in zip(specs, values, strict=True):
         shape = tuple(dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim)
         dtype = _dtype_name(value.type.tensor_type.elem_type)
         if (value.name, dtype, shape) != (spec.name, spec.dtype, spec.shape):
             raise VerificationError(
                 f"{value.name} {dtype} {shape} is not {spec.name} {spec.dtype} {spec.shape}"
             )
-    return counts
 
 
 def _dtype_name(elem_type: int) -> str:

@@ -77,6 +77,7 @@ CASES = [
     pytest.param(0.0, 0.998, None, "fp32", "mask agreement 0.9980", id="fp32-agreement"),
     pytest.param(0.5, 0.992, -0.004, "fp16", None, id="fp16-within"),
     pytest.param(0.5, 0.98, None, "fp16", "mask agreement 0.9800", id="fp16-agreement"),
+    pytest.param(1.5, 1.0, None, "fp16", "is 0.15 standard deviations", id="fp16-another-model"),
     pytest.param(0.0, 1.0, 0.006, "fp16", "mIoU differs by 0.0060", id="fp16-miou"),
     pytest.param(0.0, 1.0, math.nan, "fp16", "mIoU differs", id="miou-undefined"),
 ]
@@ -84,9 +85,23 @@ CASES = [
 
 @pytest.mark.parametrize(("error", "agreement", "drop", "precision", "named"), CASES)
 def test_bounds(error, agreement, drop, precision, named):
-    figures = ParityFigures(pairs=1, pixels=4, max_abs_error=error, sum_agreement=agreement)
+    figures = ParityFigures(
+        pairs=1, pixels=4, max_abs_error=error, sum_agreement=agreement, sum_reference_squares=4 * 10**2
+    )
     if named is None:
         check(figures, precision, miou_drop=drop)
     else:
         with pytest.raises(VerificationError, match=named):
             check(figures, precision, miou_drop=drop)
+
+
+def test_another_model_fails_although_both_find_nothing():
+    """Two models whose masks are all empty agree in every mask; their logits tell them apart."""
+    rng = np.random.default_rng(0)
+    one, other = (rng.normal(-4, 0.1, (2, 8, 8)).astype(np.float32) for _ in range(2))
+    figures = compare_logits(one[:1], other[:1]) + compare_logits(one[1:], other[1:])
+    assert figures.mask_agreement == 1.0
+    assert figures.relative_error == pytest.approx(np.abs(one - other).max() / one.std(), rel=1e-3)
+    with pytest.raises(VerificationError, match="standard deviations"):
+        check(figures, "fp16")
+    check(compare_logits(one, one + np.float32(1e-3)), "fp16")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ from tfanet.config import TFANetConfig, preset
 from tfanet.errors import UserError, VerificationError
 from tfanet.signature import signature_of
 from tfanet_engines import Sidecar, open_engine
+from tfanet_engines.sidecar import sidecar_path
 from tfanet_export import export_onnx
 from tfanet_export.cli import app
 from tfanet_export.deploy import deployment_model
@@ -116,6 +118,24 @@ def test_bodies_are_exchanged_without_touching_the_graph(exported, tmp_path, ran
     Sidecar.read(out).check_file(out)
 
 
+def test_a_stale_sidecar_does_not_survive(exported, tmp_path):
+    """A file without a sidecar, written where another one's sidecar lies, must not be taken for that one."""
+    bare = tmp_path / "bare.onnx"
+    bare.write_bytes(exported["fp32"].path.read_bytes())
+    retarget(exported["fp16"].path, tmp_path / "out.onnx", "gpu")
+    retarget(bare, tmp_path / "out.onnx", "gpu")
+    assert not sidecar_path(tmp_path / "out.onnx").exists()
+
+
+def test_an_altered_file_is_not_opened(exported, tmp_path):
+    altered = retarget(exported["fp32"].path, tmp_path / "model.onnx", "cpu")
+    content = bytearray(altered.read_bytes())
+    content[len(content) // 2] ^= 1
+    altered.write_bytes(content)
+    with pytest.raises(UserError, match="truncated or altered"):
+        open_engine(altered)
+
+
 def test_metadata_and_sidecar(random_model, report):
     values = {entry.key: entry.value for entry in onnx.load(report.path).metadata_props}
     assert TFANetConfig.from_json(values["tfanet.config"]) == random_model.config
@@ -174,8 +194,8 @@ def test_scans_beyond_the_gpu_body_are_refused():
 
 
 def test_command_line_onnx_to_plan(exported, tmp_path):
-    out = tmp_path / "model.plan"
-    arguments = ["trt", "--onnx", str(exported["fp16"].path), "--fp16", "-o", str(out)]
+    out = tmp_path / "a folder" / "model.plan"
+    arguments = ["trt", "--onnx", str(exported["fp16"].path), "--fp16", "-o", str(out), "--batch", "1,2,4"]
     result = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert result.exit_code == 0, result.output
     assert "of the weights" in result.output
@@ -183,7 +203,14 @@ def test_command_line_onnx_to_plan(exported, tmp_path):
     sidecar.check_file(out)
     assert sidecar.compute_capability == "8.9"
     assert sidecar.proof["half_weight_share"] > 0.99
-    assert sidecar.onnx_sha256 == Sidecar.read(out.with_name("model.plan.onnx")).file_sha256
+    network = Sidecar.read(out.with_name("model.plan.onnx"))
+    assert sidecar.onnx_sha256 == network.file_sha256
+    assert network.parity is None
+    assert sidecar.rebuild == network.rebuild
+    words = shlex.split(sidecar.rebuild)
+    assert words[:4] == ["tfanet-export", "trt", "--onnx", str(exported["fp16"].path)]
+    assert ["--out", str(out)] == words[4:6]
+    assert {"--target", "rtx4090", "--batch", "1,2,4", "--fp16"} < set(words)
 
 
 @pytest.mark.parametrize(
@@ -197,6 +224,7 @@ def test_command_line_onnx_to_plan(exported, tmp_path):
         (["trt", "--target", "rtx9999"], "unknown target GPU"),
         (["trt", "--batch", "8,1"], "three numbers"),
         (["trt", "--batch", "8,1,1"], "must rise"),
+        (["trt", "--batch", "1,1,2000"], "at most 1024"),
         (["trt", "--onnx", "file"], "empty|no ONNX"),
         (["trt", "--onnx", "FP32", "--fp16"], "precision is a property of the graph"),
         (["trt", "-c", "file", "--onnx", "file"], "not both"),

@@ -127,6 +127,16 @@ def test_scan_is_the_loop(scan_session, batch, groups, channels, states, length,
     np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5 * max(1.0, np.abs(expected).max()))
 
 
+@pytest.mark.parametrize("shift", [-25, -17, -12, 15])
+def test_scan_keeps_its_digits_wherever_delta_lies(scan_session, shift):
+    values = cast(scan_inputs(1, 2, 2, 1, 63))
+    values["delta"] += np.float32(shift)
+    values["D"] *= 0  # the skip would hide a small scan
+    expected = scan_loop(**values)
+    found = scan_session.run(None, values)[0]
+    assert np.abs(found - expected).max() <= 2e-5 * np.abs(expected).max()
+
+
 @pytest.mark.parametrize("target", TARGETS)
 def test_scan_of_halves_keeps_its_state_in_float32(target):
     values = cast(scan_inputs(2, 2, 3, 2, 300), half=True)

@@ -64,6 +64,22 @@ def test_gradients_equal_the_loops(batch, groups, dim, states, length, delta_ran
         )
 
 
+@pytest.mark.parametrize("shift", [-25.0, -17.0, -12.0, -7.0, 10.0, 15.0, 20.0])
+def test_single_precision_keeps_its_digits_wherever_delta_lies(shift):
+    """Outputs and all gradients in FP32 against the loop in FP64, each relative to its own size."""
+    inputs = make_inputs(2, 2, 3, 2, 70, 1.0)
+    inputs["delta"] = inputs["delta"] + shift
+    inputs["D"] = torch.zeros_like(inputs["D"])  # the skip would hide a small scan
+    weight = torch.randn(inputs["u"].shape, generator=torch.Generator().manual_seed(1))
+    found = []
+    for operation, dtype in ((selective_scan_loop, torch.float64), (selective_scan, torch.float32)):
+        leaves = {name: x.to(dtype).requires_grad_() for name, x in inputs.items()}
+        y = operation(**leaves)
+        found.append([y.detach(), *torch.autograd.grad((y * weight.to(dtype)).sum(), list(leaves.values()))])
+    for name, right, ours in zip(("y", *NAMES), *found, strict=True):
+        assert (ours.double() - right).abs().max() <= 2e-5 * right.abs().max(), name
+
+
 def test_gradcheck():
     inputs = make_inputs(2, 2, 2, 2, 7, 1.0, torch.float64)
     assert torch.autograd.gradcheck(selective_scan, tuple(inputs[name].requires_grad_() for name in NAMES))
@@ -90,7 +106,7 @@ def test_full_length_of_the_first_stage():
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_half_tensors_keep_an_fp32_state(dtype):
-    """10,000 tokens that each add 2^-12 to a state near 1: a half-precision state would stop growing."""
+    """4,096 tokens that each add 2^-12 to a state near 1: a half-precision state would stop growing."""
     length = 4096
     ones = torch.ones(1, 1, length, dtype=dtype)
     inputs = {

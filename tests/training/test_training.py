@@ -90,6 +90,26 @@ def test_a_loss_that_is_not_finite_stops(shapes_root, tmp_path):
     assert not (tmp_path / "model.safetensors").exists()
 
 
+def test_weights_that_are_not_finite_are_not_saved(shapes_root, tmp_path):
+    options = TrainingOptions(epochs=1, batch=4, warmup=0, rate=1e30)
+    with pytest.raises(VerificationError, match=r"not finite|the loss is"):
+        train(small_model(), FirstPairs(shapes_root), FirstPairs(shapes_root, 4), tmp_path, options)
+    assert not (tmp_path / "model.safetensors").exists()
+    assert not (tmp_path / "training.pt").exists()
+
+
+def test_a_torn_log_does_not_stop_a_resumed_run(shapes_root, tmp_path):
+    stopped = FirstPairs(shapes_root, kill_at=4)
+    assert not train(small_model(), stopped, FirstPairs(shapes_root, 4), tmp_path, OPTIONS)
+    with (tmp_path / "log.csv").open("a") as file:
+        file.write("x,")
+    assert train(
+        small_model(), FirstPairs(shapes_root), FirstPairs(shapes_root, 4), tmp_path, OPTIONS, resume=True
+    )
+    steps = [row["step"] for row in csv.DictReader((tmp_path / "log.csv").open()) if row["loss"]]
+    assert steps == ["1", "2", "3", "4", "5", "6"]
+
+
 @pytest.mark.parametrize("content", [b"", b"not a state", None], ids=["empty", "garbage", "other-kind"])
 def test_a_damaged_state_is_one_line(tmp_path, content):
     path = tmp_path / "training.pt"
@@ -159,6 +179,10 @@ def test_command_line(shapes_root, tmp_path):
     assert tfanet.load_model(tmp_path / "run" / "model.safetensors").config == preset("tiny")
     with pytest.raises(UserError, match="holds a run already"):
         CliRunner().invoke(app, arguments, catch_exceptions=False)
+    with pytest.raises(UserError, match="with other options: data was refcoco"):
+        CliRunner().invoke(app, [*arguments, "--resume", "--limit", "8"], catch_exceptions=False)
+    with pytest.raises(UserError, match="half_weights was False"):
+        CliRunner().invoke(app, [*arguments, "--resume", "--half-weights"], catch_exceptions=False)
 
 
 @pytest.mark.parametrize(
@@ -170,13 +194,17 @@ def test_command_line(shapes_root, tmp_path):
         (["--limit", "3", "--batch", "4"], "fewer than one batch"),
         (["--out", "file/run"], "cannot write"),
         (["--device", "cuda"], "no CUDA device"),
+        (["--device", "foo"], "unknown device 'foo'"),
+        (["--token-length", "99"], "token_length must be"),
+        (["--preset", "x" * 300], "unknown preset"),
+        (["--out", "x" * 300], "cannot write"),
         (["--resume"], "training state"),
     ],
 )
 def test_mistakes_are_one_line(shapes_root, tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").touch()
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     defaults = {"--data": str(shapes_root), "--out": "run"}
     for name, value in defaults.items():
         if name not in arguments:

@@ -22,13 +22,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tfanet.ops.precision import wide_dtype
+
 EPS = 1e-6
 """Keeps XNorm(0) = 0; far below the squared norm of any feature."""
 
 
 def linear_cross_attention_loop(q: Tensor, k: Tensor, v: Tensor, gamma: Tensor) -> Tensor:
     """The equations with explicit loops over batch, heads and positions: the reference of every test."""
-    wide = _wide(q)
+    wide = wide_dtype(q)
     out = torch.zeros(q.shape, dtype=wide, device=q.device)
     for b in range(q.shape[0]):
         for h in range(q.shape[1]):
@@ -41,10 +43,6 @@ def linear_cross_attention_loop(q: Tensor, k: Tensor, v: Tensor, gamma: Tensor) 
                 query = gamma[h].to(wide) * query / torch.sqrt((query**2).sum() + EPS)
                 out[b, h, :, m] = query @ kv
     return out.to(q.dtype)
-
-
-def _wide(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def _inverse_norm(x: Tensor, dim: int) -> Tensor:
@@ -63,7 +61,7 @@ def linear_cross_attention(q: Tensor, k: Tensor, v: Tensor, gamma: Tensor) -> Te
     Raises `ValueError` when the shapes do not fit each other.
     """
     _check(q, k, v, gamma)
-    wide = _wide(q)
+    wide = wide_dtype(q)
     kv = k.to(wide) @ v.to(wide).mT  # [batch, h, d, d]
     scale = gamma.to(wide)[:, None, None]
     kv = kv * (_inverse_norm(kv, -1) * scale)
@@ -82,7 +80,7 @@ def linear_cross_attention_backward(
     dout: Tensor, q: Tensor, k: Tensor, v: Tensor, gamma: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of `linear_cross_attention` with respect to q, k, v and gamma, given dL/dout."""
-    wide = _wide(q)
+    wide = wide_dtype(q)
     keys, values, query, g = (x.to(wide) for x in (k, v, q, dout))
     scale = gamma.to(wide)[:, None, None]
     kv = keys @ values.mT

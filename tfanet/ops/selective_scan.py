@@ -28,6 +28,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tfanet.ops.precision import wide_dtype
+
 MAX_ROW = 128
 
 
@@ -38,7 +40,7 @@ def selective_scan_loop(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, delta_bias: Tensor
 ) -> Tensor:
     """The equation, token by token: the reference of every test. Shapes as in the module's table."""
-    wide = torch.float64 if u.dtype == torch.float64 else torch.float32
+    wide = wide_dtype(u)
     group = u.shape[1] // B.shape[1]
     dt = F.softplus(delta.to(wide) + delta_bias.to(wide)[:, None])
     B_all, C_all = (x.to(wide).repeat_interleave(group, dim=1) for x in (B, C))  # [batch, K*D, N, L]
@@ -131,21 +133,29 @@ def _adjoints(decay: Tensor, row_decay: Tensor, x: Tensor) -> Tensor:
     return g
 
 
-def _wide(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
+def _previous(h: Tensor) -> Tensor:
+    """h_(t-1) for every t, [P, ..., R]: one position back; for a row's first, the end of the row before."""
+    before = torch.empty_like(h)
+    before[1:] = h[:-1]
+    before[0, ..., 1:] = h[-1, ..., :-1]
+    before[0, ..., 0] = 0
+    return before
 
 
 def _softplus(x: Tensor) -> Tensor:
-    """log(1 + exp(x)) without overflow; vectorised, which torch's own is not on a CPU."""
-    if x.dtype == torch.float64:
-        return F.softplus(x)
-    return torch.exp(-x.abs()).add_(1).log_().add_(x.clamp(min=0))
+    """log(1 + exp(x)) without overflow, to the last bits; vectorised, which torch's log1p is not on a CPU.
+
+    With z = exp(-|x|) and w = 1 + z rounded, log(1 + z) = log(w) + (z - (w - 1)) / w up to second order.
+    """
+    z = torch.exp(-x.abs())
+    w = z + 1
+    return torch.log(w).add_((z - (w - 1)).div_(w)).add_(x.clamp(min=0))
 
 
 def _forward(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, delta_bias: Tensor
 ) -> Tensor:
-    wide = _wide(u)
+    wide = wide_dtype(u)
     step = _softplus(delta.to(wide) + delta_bias.to(wide)[:, None])
     rows = _operands(step, u, A, B, C)
     log_decay = rows.dt * rows.A
@@ -159,22 +169,21 @@ def _backward(
     dy: Tensor, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, delta_bias: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of all seven inputs; the states are computed again rather than kept."""
-    wide, length = _wide(u), u.shape[2]
+    wide, length = wide_dtype(u), u.shape[2]
     raw = delta.to(wide) + delta_bias.to(wide)[:, None]
     rows = _operands(_softplus(raw), u, A, B, C)
     log_decay = rows.dt * rows.A
     row_decay = log_decay.sum(0).exp_()
     decay = log_decay.exp_()
     dtu = rows.dt * rows.u
-    x = dtu * rows.B
-    h = _states(decay, row_decay, x)
+    h = _states(decay, row_decay, dtu * rows.B)
     dy_rows = _to_rows(dy.to(wide).unflatten(1, (B.shape[1], -1)).unsqueeze(3))
     g = _adjoints(decay, row_decay, dy_rows * rows.C)
 
     dC = _from_rows((h * dy_rows).sum(3), length)  # [batch, K, N, L]
     dB = _from_rows((g * dtu).sum(3), length)
-    # dL/dlog(decay_t) = g_t decay_t h_(t-1), and decay_t h_(t-1) = h_t - x_t: no shift in time is needed.
-    dlog = h.sub_(x).mul_(g)
+    # dL/dlog(decay_t) = g_t decay_t h_(t-1). Taking h_t - x_t for decay_t h_(t-1) would cancel at large dt.
+    dlog = _previous(h).mul_(decay).mul_(g)
     dA = (dlog * rows.dt).sum((0, 1, 5)).flatten(0, 1)  # [K*D, N]
     gB = g.mul_(rows.B).sum(4, keepdim=True)
     dstep = (dlog * rows.A).sum(4, keepdim=True).addcmul_(gB, rows.u)

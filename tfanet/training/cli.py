@@ -19,13 +19,16 @@ def train(
         Path | None, typer.Option(help="REFER folder; the synthetic one is made if absent.")
     ] = None,
     dataset: Annotated[str, typer.Option(help="refcoco, refcoco+ or refcocog.")] = "refcoco",
+    token_length: Annotated[
+        int | None, typer.Option(help="Tokens a sentence [22 for refcocog, 17 otherwise].")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for checkpoint and log [runs/PRESET].")] = None,
     epochs: Annotated[int, typer.Option(min=1)] = 4,
     batch: Annotated[int, typer.Option(min=2)] = 16,
-    rate: Annotated[float, typer.Option(min=0.0, help="Peak learning rate.")] = 1e-3,
-    weight_decay: Annotated[float, typer.Option(min=0.0)] = 1e-2,
+    rate: Annotated[float, typer.Option(min=0.0, max=1.0, help="Peak learning rate.")] = 1e-3,
+    weight_decay: Annotated[float, typer.Option(min=0.0, max=1.0)] = 1e-2,
     warmup: Annotated[int, typer.Option(min=0, help="Steps of linear warm-up.")] = 200,
-    seed: Annotated[int, typer.Option(help="Fixes weights and order.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Fixes weights and order.")] = 0,
     limit: Annotated[int | None, typer.Option(min=1, help="Train on the first N expressions only.")] = None,
     validate: Annotated[int, typer.Option(min=1, help="Validation expressions after each epoch.")] = 300,
     workers: Annotated[int, typer.Option(min=0, help="Processes that load data.")] = 0,
@@ -46,11 +49,13 @@ def train(
     from tfanet.errors import UserError
     from tfanet.files import require_writable
 
-    config = preset(preset_name)
+    config = preset(preset_name, token_length=token_length or (22 if dataset == "refcocog" else 17))
     out = out or Path("runs") / preset_name
+    require_writable(out / "model.safetensors")
     if (out / "training.pt").exists() and not resume:
         raise UserError(f"{out} holds a run already; give --resume to go on with it, or another --out")
-    require_writable(out / "model.safetensors")
+
+    import hashlib
 
     import torch
     from torch.utils.data import Subset
@@ -62,19 +67,19 @@ def train(
     from tfanet.training.loop import TrainingOptions
     from tfanet.training.loop import train as train_loop
 
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError("no CUDA device here; use --device cpu")
     if data is None:
         data = DEFAULT_ROOT
         ensure_shapes(data)
 
-    def pairs(split: str, count: int | None) -> Subset:
-        whole = TrainingPairs(ReferDataset(data, dataset, split), config.image_size, config.token_length)
-        return Subset(whole, range(min(count or len(whole), len(whole))))
+    device = _device(device)
 
-    training, validation = pairs("train", limit), pairs("val", validate)
+    def pairs(split: str) -> TrainingPairs:
+        return TrainingPairs(ReferDataset(data, dataset, split), config.image_size, config.token_length)
+
+    whole, validation = pairs("train"), pairs("val")
+    training = Subset(whole, range(min(limit or len(whole), len(whole))))
+    tokens = whole.tokens[: len(training)].numpy()
+    validation = Subset(validation, range(min(validate, len(validation))))
     torch.manual_seed(seed)
     model = TFANet(config)
     if not resume:
@@ -85,6 +90,7 @@ def train(
     options = TrainingOptions(
         epochs=epochs, batch=batch, rate=rate, weight_decay=weight_decay, warmup=warmup, seed=seed,
         workers=workers, device=device, half_weights=half_weights,
+        data=f"{dataset} {hashlib.sha256(tokens.tobytes()).hexdigest()[:16]}",
     )  # fmt: skip
     parameters = sum(p.numel() for p in model.parameters())
     say(f"{preset_name}: {parameters / 1e6:.2f} M parameters, {len(training)} expressions, on {device}")
@@ -95,6 +101,22 @@ def train(
         say(
             f"stopped; the state is saved. Go on with: tfanet-train --resume --out {out} and the same options"
         )
+
+
+def _device(name: str) -> str:
+    """`auto`, `cpu`, `cuda` or `cuda:N` -> a device that is there; `UserError` for anything else."""
+    import torch
+
+    from tfanet.errors import UserError
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    kind, _, index = name.partition(":")
+    if name != "cpu" and (kind != "cuda" or (":" in name and not index.isdigit())):
+        raise UserError(f"unknown device {name!r}; give cpu, cuda, cuda:N or auto")
+    if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
+        raise UserError(f"no CUDA device {index or 0} here; use --device cpu")
+    return name
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from tfanet.checkpoint import save_model
 from tfanet.console import bar
 from tfanet.errors import UserError, VerificationError
+from tfanet.files import atomic_path
 from tfanet.model import TFANet
 from tfanet.training.losses import Loss, segmentation_loss
 from tfanet.training.schedule import epoch_batches, learning_rate, parameter_groups, set_learning_rate
@@ -36,9 +37,12 @@ LOG_COLUMNS: tuple[str, ...] = (
 )
 
 
+_FREE = ("save_every", "workers", "device")
+
+
 @dataclass(frozen=True)
 class TrainingOptions:
-    """What a run does; everything but `save_every`, `workers` and `device` must stay the same on resume."""
+    """What a run does; a resumed run must share all but `save_every`, `workers` and `device`."""
 
     epochs: int = 4
     batch: int = 16
@@ -58,10 +62,12 @@ class TrainingOptions:
     half_weights: bool = False
     """Store model.safetensors in FP16: half the size; the training state stays FP32."""
 
+    data: str = ""
+    """Identity of the training expressions, so that a run is not resumed on others."""
+
     def fixed(self) -> dict[str, int | float | str]:
         """The options that a resumed run must share."""
-        names = ("epochs", "batch", "rate", "weight_decay", "warmup", "clip", "seed")
-        return {name: getattr(self, name) for name in names}
+        return {name: value for name, value in asdict(self).items() if name not in _FREE}
 
 
 def train(
@@ -76,8 +82,8 @@ def train(
     """Train `model` in place and write model.safetensors, training.pt and log.csv into `out`.
 
     `pairs` and `validation` give the items of `tfanet.data.transforms.TrainingPairs`. Returns False when
-    Ctrl-C or SIGTERM stopped the run: the step under way is finished and the state saved first. A loss that
-    is not finite raises `VerificationError`; the state of the last saving stays.
+    Ctrl-C or SIGTERM stopped the run: the step under way is finished and the state saved first. A loss,
+    gradient or weight that is not finite raises `VerificationError`; the state of the last saving stays.
     """
     return _Run(model, pairs, validation, out, options).run(resume)
 
@@ -144,7 +150,9 @@ class _Run:
             raise VerificationError(f"the loss is {loss.total.item()} at step {self.step + 1}; lower --rate")
         self.optimizer.zero_grad(set_to_none=True)
         loss.total.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.options.clip)
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.options.clip)
+        if not torch.isfinite(norm):
+            raise VerificationError(f"a gradient is not finite at step {self.step + 1}; lower --rate")
         self.optimizer.step()
         return loss
 
@@ -171,6 +179,9 @@ class _Run:
         )
 
     def _save(self) -> None:
+        for name, tensor in self.model.state_dict().items():
+            if not torch.isfinite(tensor).all():
+                raise VerificationError(f"{name} is not finite after step {self.step}; lower --rate")
         TrainingState(
             config=self.model.config.to_json(),
             options=self.options.fixed(),
@@ -178,6 +189,7 @@ class _Run:
             model=self.model.state_dict(),
             optimizer=self.optimizer.state_dict(),
             rng=torch.get_rng_state(),
+            cuda_rng=torch.cuda.get_rng_state_all() if self.device.type == "cuda" else [],
         ).save(self.out / "training.pt")
         dtype = torch.float16 if self.options.half_weights else torch.float32
         notes = {"training": f"step {self.step} of {self.total}"}
@@ -187,6 +199,8 @@ class _Run:
         self.model.load_state_dict(state.model)
         self.optimizer.load_state_dict(state.optimizer)
         torch.set_rng_state(state.rng)
+        if self.device.type == "cuda" and state.cuda_rng:
+            torch.cuda.set_rng_state_all(state.cuda_rng)
         self.step = state.step
 
 
@@ -194,18 +208,26 @@ class _Log:
     """log.csv: a row a step, and a row with the validation figures after each epoch."""
 
     def __init__(self, path: Path, keep_until: int) -> None:
-        rows: list[dict] = []
-        if keep_until and path.is_file():
-            with path.open(newline="") as file:
-                rows = [row for row in csv.DictReader(file) if int(row["step"]) <= keep_until]
-        self.file = path.open("w", newline="", buffering=1)
+        kept = _rows_until(path, keep_until) if keep_until else []
+        with atomic_path(path) as temporary, temporary.open("w", newline="") as file:
+            writer = csv.DictWriter(file, LOG_COLUMNS)
+            writer.writeheader()
+            writer.writerows(kept)
+        self.file = path.open("a", newline="", buffering=1)
         self.writer = csv.DictWriter(self.file, LOG_COLUMNS)
-        self.writer.writeheader()
-        self.writer.writerows(rows)
 
     def write(self, **values: float) -> None:
         row = {name: f"{value:.6g}" if isinstance(value, float) else value for name, value in values.items()}
         self.writer.writerow(row)
+
+
+def _rows_until(path: Path, step: int) -> list[dict[str, str]]:
+    """The whole rows up to `step`; a row that a crash tore has fewer columns or no number for its step."""
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if None not in row.values() and row["step"].isdigit()]
+    return [row for row in rows if int(row["step"]) <= step]
 
 
 class _Stop:

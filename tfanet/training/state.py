@@ -30,11 +30,16 @@ class TrainingState:
     optimizer: dict
     rng: Tensor
     """State of torch's CPU generator (stochastic depth draws from it)."""
+    cuda_rng: list[Tensor]
+    """The same of each GPU's; empty where there is none."""
 
     def save(self, path: Path) -> None:
-        """Write to `path` atomically."""
+        """Write to `path` atomically; `UserError` when the disk is full."""
         with atomic_path(path) as temporary:
-            torch.save({"format": FORMAT, **self.__dict__}, temporary)
+            try:
+                torch.save({"format": FORMAT, **self.__dict__}, temporary)
+            except RuntimeError as error:  # what torch's archive writer makes of an OSError
+                raise UserError(f"cannot write {path}: {str(error).splitlines()[0]}") from error
 
 
 def load_state(path: Path, config: TFANetConfig, options: dict[str, int | float | str]) -> TrainingState:
