@@ -97,7 +97,7 @@ class SS2D(nn.Module):
             merged = cross_merge(y, height, width)
         else:
             merged = (y[:, 0] + y[:, 1].flip(-1)).unflatten(-1, (height, width))
-        return self.out_proj(self.out_norm(merged))
+        return self.out_proj(self.out_norm(merged).to(x.dtype))
 
 
 class Mlp(nn.Module):

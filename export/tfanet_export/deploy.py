@@ -10,8 +10,9 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from tfanet.model import TFANet
 
-FP32_NAMES = ("A_logs", "Ds", "dt_projs_bias", "image_mean", "image_std")
-"""Parameters that stay FP32 in the FP16 model: the scan's decay, skip and step, and the normalisation."""
+FP32_NAMES = frozenset({"A_logs", "Ds", "dt_projs_bias", "out_norm", "image_mean", "image_std"})
+"""Modules and parameters that stay FP32 in the FP16 model: the scan's decay, skip and step, the normalisation
+that takes the scan's FP32 output back into FP16's range, and the image's."""
 
 
 def deployment_model(model: TFANet, *, fp16: bool) -> TFANet:
@@ -41,4 +42,4 @@ def _fold_batch_norms(block: nn.Sequential) -> None:
 
 def _fp32_tensors(model: TFANet) -> list[tuple[str, torch.Tensor]]:
     tensors = [*model.named_parameters(), *model.named_buffers()]
-    return [(name, tensor) for name, tensor in tensors if name.rsplit(".", 1)[-1] in FP32_NAMES]
+    return [(name, tensor) for name, tensor in tensors if FP32_NAMES.intersection(name.split("."))]

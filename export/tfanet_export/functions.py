@@ -6,7 +6,8 @@
 The modules named on the right have the tables of shapes and the equations. In an ONNX file each operation
 stays one node; the function of the same name, stored in the same file, is what a runtime without a plugin
 runs. T, the type of the activations, is float16 or float32; A, D, delta_bias and gamma may have either type
-whatever T is. All arithmetic is float32 and the output has the first input's type.
+whatever T is. All arithmetic is float32. SelectiveScan's output is float32 too, for trained states pass the
+range of float16; LinearCrossAttention's has the type of q.
 
 SelectiveScan has a body for each kind of runtime; the graph around it is the same. Both lay the L tokens out
 in R rows of P positions, find the state at the end of every row, carry it over the rows, and add it to the
@@ -64,7 +65,7 @@ def function_protos(target: Target) -> list[onnx.FunctionProto]:
 def op_schemas() -> list[onnx.defs.OpSchema]:
     """Schemas of both operations, for `onnx.checker`, onnxscript and the PyTorch exporter."""
     schemas = (
-        ("SelectiveScan", _SCAN_DOC, ("u", "delta", "A:W", "B", "C", "D:W", "delta_bias:W"), "y"),
+        ("SelectiveScan", _SCAN_DOC, ("u", "delta", "A:W", "B", "C", "D:W", "delta_bias:W"), "y:wide"),
         ("LinearCrossAttention", _ATTENTION_DOC, ("q", "k", "v", "gamma:W"), "out"),
     )
     return [_schema(*schema) for schema in schemas]
@@ -82,7 +83,8 @@ def register_schemas() -> None:
 def _schema(name: str, doc: str, inputs: tuple[str, ...], output: str) -> onnx.defs.OpSchema:
     from onnx.defs import OpSchema
 
-    floats = ["tensor(float16)", "tensor(float)"]
+    floats, wide = ["tensor(float16)", "tensor(float)"], ["tensor(float)"]
+    result, _, result_kind = output.partition(":")
     split = [item.partition(":") for item in inputs]
     return OpSchema(
         name,
@@ -90,8 +92,12 @@ def _schema(name: str, doc: str, inputs: tuple[str, ...], output: str) -> onnx.d
         DOMAIN_VERSION,
         doc,
         inputs=[OpSchema.FormalParameter(n, kind or "T", is_homogeneous=kind != "W") for n, _, kind in split],
-        outputs=[OpSchema.FormalParameter(output, "T")],
-        type_constraints=[("T", floats, "the activations' type"), ("W", floats, "a parameter's type")],
+        outputs=[OpSchema.FormalParameter(result, result_kind or "T")],
+        type_constraints=[
+            ("T", floats, "the activations' type"),
+            ("W", floats, "a parameter's type"),
+            *([("wide", wide, "the result's type")] if result_kind else []),
+        ],
     )
 
 
@@ -232,8 +238,7 @@ def _output(h: str, C: str, u: str, y: str) -> str:
 _RETURN = """
     y_shape = Concat <axis = 0> (batch, last, padded_length)
     y_padded = Reshape (y_rows, y_shape)
-    y32 = Slice (y_padded, zero, length, last)
-    y = CastLike (y32, u)
+    y = Slice (y_padded, zero, length, last)
     """
 
 _STATE = "float[?, ?, ?, ?, ?]"

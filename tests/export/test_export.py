@@ -19,7 +19,8 @@ from tfanet.checkpoint import weights_sha256
 from tfanet.config import TFANetConfig, preset
 from tfanet.errors import UserError, VerificationError
 from tfanet.signature import signature_of
-from tfanet_engines import Sidecar, open_engine
+from tfanet.weights import bundled
+from tfanet_engines import Sidecar, check, compare_logits, open_engine
 from tfanet_engines.sidecar import sidecar_path
 from tfanet_export import export_onnx
 from tfanet_export.cli import app
@@ -73,9 +74,29 @@ def test_fp32_islands(random_model):
     model = deployment_model(random_model, fp16=True)
     types = {name: tensor.dtype for name, tensor in model.named_parameters()}
     scan = "vmamba.layers.0.blocks.0.op."
-    assert {types[scan + name] for name in ("A_logs", "Ds", "dt_projs_bias")} == {torch.float32}
-    assert {types[scan + name] for name in ("in_proj.weight", "out_norm.weight")} == {torch.float16}
+    assert {types[scan + n] for n in ("A_logs", "Ds", "dt_projs_bias", "out_norm.weight")} == {torch.float32}
+    assert {types[scan + n] for n in ("in_proj.weight", "out_proj.weight")} == {torch.float16}
     assert random_model.decoder.alpha.dtype == torch.float32
+
+
+def test_the_trained_model_survives_half_precision():
+    """Trained scans leave FP16's range; random weights, as in the other tests, never come near it."""
+    model = tfanet.load_model(bundled("tiny"))
+    images, tokens, _ = (torch.from_numpy(x) for x in verification_pairs(model, 8))
+    outputs = []
+    hook = (
+        model.fusion[3]
+        .blocks[0]
+        .scsm.out_norm.register_forward_hook(
+            lambda module, inputs, output: outputs.append(inputs[0].abs().max().item())
+        )
+    )
+    with torch.inference_mode():
+        expected = model(images, tokens).numpy()
+        hook.remove()
+        actual = deployment_model(model, fp16=True)(images, tokens).numpy()
+    assert outputs[0] > torch.finfo(torch.float16).max
+    check(compare_logits(expected, actual), "fp16")
 
 
 def test_folding_batch_norms_changes_nothing():
@@ -176,6 +197,28 @@ def test_graph_check_names_the_offender(random_model, exported):
     proto.graph.output[0].type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
     with pytest.raises(VerificationError, match="mask_logits float16"):
         check_graph(proto, signature)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        pytest.param(lambda g: g.input.pop(), "the graph lacks the input tokens", id="missing-input"),
+        pytest.param(lambda g: g.output.pop(), "the graph lacks the output mask_logits", id="missing-output"),
+        pytest.param(lambda g: g.input.add(name="x"), "the graph has the input x, which", id="extra-input"),
+        pytest.param(
+            lambda g: g.output.add(name="y"), "the graph has the output y, which", id="extra-output"
+        ),
+        pytest.param(
+            lambda g: g.output.add(name="mask_logits"), "the graph has the output mask_logits", id="twice"
+        ),
+        pytest.param(lambda g: g.input.reverse(), "tokens int64 .* is not image uint8", id="other-order"),
+    ],
+)
+def test_graph_check_names_the_missing_and_the_extra_tensor(random_model, exported, change, message):
+    proto = onnx.load(exported["fp32"].path)
+    change(proto.graph)
+    with pytest.raises(VerificationError, match=message):
+        check_graph(proto, signature_of(random_model.config))
 
 
 def test_polygraphy_reads_the_file(report):

@@ -115,8 +115,17 @@ def test_half_tensors_keep_an_fp32_state(dtype):
         "C": torch.ones(1, 1, 1, length, dtype=dtype), "D": torch.zeros(1), "delta_bias": torch.zeros(1),
     }  # fmt: skip
     y = selective_scan(**inputs)
-    assert y.dtype == dtype
+    assert y.dtype == torch.float32
     assert y[0, 0, -1].item() == pytest.approx(1.0, rel=0.01)
+
+
+def test_states_beyond_the_range_of_fp16():
+    """4,096 tokens that each add 500 without decay: 2,048,000, which FP16 would call infinite."""
+    length = 4096
+    ones = torch.ones(1, 1, length, dtype=torch.float16)
+    B = torch.ones(1, 1, 1, length, dtype=torch.float16)
+    y = selective_scan(25 * ones, 20 * ones, torch.full((1, 1), -1e-9), B, B, torch.zeros(1), torch.zeros(1))
+    assert y[0, 0, -1].item() == pytest.approx(500 * length, rel=1e-3)
 
 
 def test_non_contiguous_inputs():

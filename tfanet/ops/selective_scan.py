@@ -9,14 +9,15 @@
 | `B`, `C`     | [batch, K, N, L]   | input and output weights, shared by a group's channels |
 | `D`          | [K*D]              | skip weight                                            |
 | `delta_bias` | [K*D]              | added to `delta` before softplus                       |
-| `y`          | [batch, K*D, L]    | dtype of `u`                                           |
+| `y`          | [batch, K*D, L]    | FP32 (FP64 for FP64), whatever the dtype of `u`        |
 
     dt_t = softplus(delta_t + delta_bias)
     h_t  = exp(dt_t A) h_(t-1) + dt_t B_t u_t,   h_0 = 0
     y_t  = sum over N of C_t h_t  +  D u_t
 
-The same meaning as `mamba_ssm.selective_scan_fn(..., delta_softplus=True)`. Softplus, exponential and
-state are FP32 whatever the tensors' dtype (FP64 stays FP64, for gradient checks).
+The same meaning as `mamba_ssm.selective_scan_fn(..., delta_softplus=True)`. Softplus, exponential, state and
+output are FP32 whatever the tensors' dtype (FP64 stays FP64, for gradient checks): with slow decay a trained
+model's states pass 1,000,000, far beyond FP16, and only the normalisation after the scan brings them back.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def selective_scan_loop(
         decay = torch.exp(dt[:, :, t, None] * A.to(wide))  # [batch, K*D, N]
         h = decay * h + (dt[:, :, t] * u[:, :, t].to(wide))[..., None] * B_all[..., t]
         y.append((h * C_all[..., t]).sum(-1) + D.to(wide) * u[:, :, t].to(wide))
-    return torch.stack(y, dim=-1).to(u.dtype)
+    return torch.stack(y, dim=-1)
 
 
 # The vectorised path: L tokens lie in R rows of P positions. The recurrence steps over the P positions of
@@ -162,7 +163,7 @@ def _forward(
     row_decay = log_decay.sum(0).exp_()
     h = _states(log_decay.exp_(), row_decay, rows.dt * rows.u * rows.B)
     y = _from_rows((h.mul_(rows.C)).sum(4), u.shape[2]).flatten(1, 2)
-    return torch.addcmul(y, u.to(wide), D.to(wide)[:, None]).to(u.dtype)
+    return torch.addcmul(y, u.to(wide), D.to(wide)[:, None])
 
 
 def _backward(
@@ -216,7 +217,7 @@ def selective_scan(
 @selective_scan.register_fake
 def _(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, delta_bias: Tensor) -> Tensor:
     _check(u, delta, A, B, C, D, delta_bias)
-    return torch.empty(u.shape, dtype=u.dtype, device=u.device)
+    return torch.empty(u.shape, dtype=wide_dtype(u), device=u.device)
 
 
 @torch.library.custom_op("tfanet::selective_scan_backward", mutates_args=())
