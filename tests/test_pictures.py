@@ -6,7 +6,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tfanet.pictures import PREDICTION, TRUTH, Cell, contact_sheet, mask_picture, overlay
+from tfanet.errors import UserError
+from tfanet.pictures import (
+    PREDICTION,
+    TRUTH,
+    Cell,
+    contact_sheet,
+    mask_picture,
+    overlay,
+    require_picture,
+    save_picture,
+)
 
 GREY = (128, 128, 128)
 
@@ -106,3 +116,28 @@ def test_both_colours_of_the_legend_are_there_only_with_a_truth():
 def test_no_cell_is_no_sheet():
     with pytest.raises(ValueError, match="at least one"):
         contact_sheet([])
+
+
+@pytest.mark.parametrize(("name", "kind"), [("a.png", "PNG"), ("a.JPG", "JPEG"), ("new/a.jpeg", "JPEG")])
+def test_the_suffix_chooses_the_format(tmp_path, name, kind):
+    require_picture(tmp_path / name)
+    assert not (tmp_path / name).exists()
+    save_picture(picture(), tmp_path / name)
+    with Image.open(tmp_path / name) as saved:
+        assert (saved.format, saved.size) == (kind, (120, 80))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("sheet.txt", "must end in .png, .jpg, .jpeg"),
+        ("sheet", "is not the name of a picture"),
+        ("file/sheet.png", "cannot write"),
+        ("folder.png", "is a folder"),
+    ],
+)
+def test_a_name_that_cannot_be_written_is_refused(tmp_path, name, message):
+    (tmp_path / "file").touch()
+    (tmp_path / "folder.png").mkdir()
+    with pytest.raises(UserError, match=message):
+        require_picture(tmp_path / name)

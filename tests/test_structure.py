@@ -38,14 +38,39 @@ SOURCES = [path for folder in FOLDERS.values() for path in sorted(folder.rglob("
 
 
 def imports_of(path: Path) -> set[str]:
-    """Every module named in an import statement of the file, wherever it stands."""
+    """Every module named in an import statement of the file, wherever it stands; never a relative one.
+
+    `from x import y` names both x and x.y, since y may be a module.
+    """
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found.add(node.module)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno} is a relative import"
+            found |= {str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)}
     return found
+
+
+@pytest.mark.parametrize(
+    ("line", "names"),
+    [
+        ("import tfanet_eval.cli as c, os", {"tfanet_eval.cli", "os"}),
+        ("from tfanet_eval.cli import main", {"tfanet_eval.cli", "tfanet_eval.cli.main"}),
+        ("from tfanet_eval import cli", {"tfanet_eval", "tfanet_eval.cli"}),
+        ("def f():\n    from tfanet_eval import cli as c", {"tfanet_eval", "tfanet_eval.cli"}),
+    ],
+)
+def test_imports_are_found_in_every_form(tmp_path, line, names):
+    (tmp_path / "code.py").write_text(line)
+    assert imports_of(tmp_path / "code.py") == names
+
+
+@pytest.mark.parametrize("line", ["from . import cli", "from .cli import main", "from ..eval import cli"])
+def test_relative_imports_are_refused(tmp_path, line):
+    (tmp_path / "code.py").write_text(line)
+    with pytest.raises(AssertionError, match=r"code.py:1 is a relative import"):
+        imports_of(tmp_path / "code.py")
 
 
 def test_the_sources_are_found():

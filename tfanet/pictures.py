@@ -5,11 +5,16 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import NormalDist
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
+from tfanet.errors import UserError
+from tfanet.files import atomic_path, require_writable
+
+SUFFIXES = (".png", ".jpg", ".jpeg")
 PREDICTION: tuple[int, int, int] = (0, 168, 255)
 TRUTH: tuple[int, int, int] = (255, 214, 10)
 _PAPER, _INK, _FAINT = (250, 250, 248), (30, 32, 38), (118, 120, 128)
@@ -29,6 +34,19 @@ class Cell:
     truth: np.ndarray | None = None
     iou: float | None = None
     """0..1, to be written beside the sentence."""
+
+
+def require_picture(path: Path) -> None:
+    """Raise `UserError` unless a picture can be written to `path`: its suffix and its folder."""
+    if path.suffix.lower() not in SUFFIXES:
+        raise UserError(f"{path} is not the name of a picture; it must end in {', '.join(SUFFIXES)}")
+    require_writable(path)
+
+
+def save_picture(picture: Image.Image, path: Path) -> None:
+    """Write `picture` to `path` in the format of its suffix, atomically."""
+    with atomic_path(path) as temporary:
+        picture.save(temporary, quality=95)
 
 
 def overlay(picture: Image.Image, mask: np.ndarray | None, truth: np.ndarray | None = None) -> Image.Image:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from tfanet.errors import UserError, VerificationError
 from tfanet.files import atomic_path, require_writable, sha256
-from tfanet.signature import BATCH, Signature, signature_of
+from tfanet.signature import BATCH, MAX_BATCH, Signature, signature_of
 from tfanet_engines.onnx_file import OnnxFile, read_onnx
 from tfanet_engines.sidecar import Sidecar
 from tfanet_engines.targets import compute_capability, sm
@@ -71,8 +71,8 @@ def build_plan(
     promised; `KeyboardInterrupt` on Ctrl-C. In each case nothing is left under `plan_path`.
     """
     capability = compute_capability(target)
-    if not 1 <= batch[0] <= batch[1] <= batch[2]:
-        raise UserError(f"batch must be 1 <= smallest <= optimal <= largest, not {batch}")
+    if not 1 <= batch[0] <= batch[1] <= batch[2] <= MAX_BATCH:
+        raise UserError(f"batch must be 1 <= smallest <= optimal <= largest <= {MAX_BATCH}, not {batch}")
     plan_path = Path(plan_path)
     require_writable(plan_path)
     source = read_onnx(onnx_path)

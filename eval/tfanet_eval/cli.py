@@ -50,7 +50,7 @@ def evaluate_engine(
 ) -> None:
     """Report mIoU, oIoU, P@X and time, and check the engine against its PyTorch reference."""
     from tfanet.files import require_writable, write_json
-    from tfanet_eval.outputs import require_picture
+    from tfanet.pictures import require_picture
 
     if json_file is not None:
         require_writable(json_file)
@@ -114,8 +114,7 @@ def _print(found: dict[str, Evaluation], title: str, *, with_parity: bool) -> No
 
 
 def _write_sheet(engine: Engine, pairs: ReferDataset, sheet: Path, title: str) -> None:
-    from tfanet.pictures import contact_sheet
-    from tfanet_eval.outputs import save_picture
+    from tfanet.pictures import contact_sheet, save_picture
     from tfanet_eval.prediction import prediction_cells
 
     save_picture(contact_sheet(prediction_cells(engine, pairs, _SHEET_CELLS), title=title), sheet)

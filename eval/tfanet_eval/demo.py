@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tfanet.console import new_app, run, say
+from tfanet_engines.targets import sm
 
 if TYPE_CHECKING:
     from tfanet.data.refer import ReferDataset
@@ -107,7 +108,7 @@ def _make(checkpoint: Path, out: Path) -> list[Contender]:
     _print_proof(report)
     capability = report.compute_capability
     runs_here = _has_gpu(capability)
-    where = "" if runs_here else f" (built for {_sm(capability)}; runs on that GPU)"
+    where = "" if runs_here else f" (built for {sm(capability)}; runs on that GPU)"
     return [
         Contender("PyTorch FP32", checkpoint, ""),
         Contender("ONNX FP32", onnx, "fp32"),
@@ -119,16 +120,11 @@ def _make(checkpoint: Path, out: Path) -> list[Contender]:
 def _print_proof(report: BuildReport) -> None:
     proof = report.proof
     say(
-        f"plan by {report.backend} {report.builder_version} for {_sm(report.compute_capability)}: "
+        f"plan by {report.backend} {report.builder_version} for {sm(report.compute_capability)}: "
         f"{proof.half_weights} of {proof.half_weights + proof.float_weights} weights are half precision "
         f"({100 * proof.half_weight_share:.1f} %), and so are the outputs of "
         f"{100 * proof.half_layer_share:.1f} % of the layers"
     )
-
-
-def _sm(capability: str) -> str:
-    """`8.9` -> `SM89`."""
-    return f"SM{capability.replace('.', '')}"
 
 
 def _has_gpu(capability: str) -> bool:
@@ -196,9 +192,8 @@ def _write_text(path: Path, text: str) -> None:
 
 
 def _write_pictures(onnx: Path, dataset: ReferDataset, path: Path) -> None:
-    from tfanet.pictures import contact_sheet
+    from tfanet.pictures import contact_sheet, save_picture
     from tfanet_engines import open_engine
-    from tfanet_eval.outputs import save_picture
     from tfanet_eval.prediction import prediction_cells
 
     with open_engine(onnx) as engine:

@@ -29,7 +29,7 @@ def predict_mask(
     ] = Path("out.png"),
 ) -> None:
     """Write the picture with the object marked, and its mask (8-bit, 0 and 255) as NAME.mask.png."""
-    from tfanet_eval.outputs import require_picture, save_picture
+    from tfanet.pictures import mask_picture, overlay, require_picture, save_picture
 
     mask_file = output.with_suffix(".mask.png")
     for file in (output, mask_file):
@@ -38,7 +38,6 @@ def predict_mask(
             raise UserError(f"{file} is the picture itself and would be overwritten; give another --output")
     picture, sentence = _inputs(image, text)
 
-    from tfanet.pictures import mask_picture, overlay
     from tfanet.weights import bundled
     from tfanet_engines import open_engine
     from tfanet_eval.prediction import predict

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tfanet.data.images import logits_to_size, resize_image
+from tfanet.errors import VerificationError
 from tfanet_eval.metrics import SegmentationMetrics
 
 if TYPE_CHECKING:
@@ -22,12 +23,14 @@ def predict(engine: Engine, picture: Image.Image, sentence: str, *, strict: bool
     """Mask logits float32 `[H, W]` at the picture's own size; the object is where they are above 0.
 
     Raises `UserError` when the sentence is empty or longer than the model's context; with `strict` off it is
-    cut, as data sets are read.
+    cut, as data sets are read. Raises `VerificationError` when a logit is not finite.
     """
     from tfanet.data.transforms import tokenize
 
     tokens = tokenize([sentence], engine.config.token_length, strict=strict)
     logits = engine.infer(resize_image(picture, engine.config.image_size)[None], tokens)
+    if not np.isfinite(logits).all():
+        raise VerificationError(f"{engine.name} gives logits that are NaN or infinite for {sentence!r}")
     return logits_to_size(logits[0], picture.height, picture.width)
 
 

@@ -36,7 +36,10 @@ def test_make_then_show(
         pytest.param(["make", "set", "--dataset", "coco"], "unknown data set 'coco'", id="data set"),
         pytest.param(["make", "set", "--train", "0", "--val", "0"], "not all 0", id="nothing to make"),
         pytest.param(["show", "nowhere"], "nowhere/refcoco does not exist", id="no data"),
-        pytest.param(["show", "nowhere", "-o", "sheet.txt"], "ends in .png or .jpg", id="sheet name"),
+        pytest.param(["show", "nowhere", "-o", "sheet.txt"], "must end in .png, .jpg", id="sheet name"),
+        pytest.param(
+            ["show", "nowhere", "-o", "/dev/null/sheet.png"], "cannot write /dev/null/sheet.png", id="sheet"
+        ),
     ],
 )
 def test_mistakes_end_in_one_line(

@@ -11,9 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from pycocotools import mask as coco
 
-from tfanet.data.masks import segmentation_to_mask
 from tfanet.data.refer import ReferDataset
 from tfanet.errors import UserError
 
@@ -217,6 +215,16 @@ def test_wrong_structure_of_instances(tmp_path: Path, instances: Any, message: s
         ReferDataset(lay_out(tmp_path, instances=instances))
 
 
+def test_unreadable_instances(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, *arguments: Any, **options: Any) -> str:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    lay_out(tmp_path)
+    monkeypatch.setattr(Path, "read_text", refuse)
+    with pytest.raises(UserError, match=r"cannot read instances file .*instances.json: Permission denied"):
+        ReferDataset(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("split", "found"),
     [
@@ -279,79 +287,12 @@ def test_missing_folders_say_what_is_expected(tmp_path: Path) -> None:
         ReferDataset(tmp_path)
 
 
-def box(top: int, left: int, bottom: int, right: int) -> np.ndarray:
-    mask = np.zeros((HEIGHT, WIDTH), dtype=np.uint8)
-    mask[top:bottom, left:right] = 1
-    return mask
-
-
-def compressed(mask: np.ndarray, as_text: bool = True) -> dict[str, Any]:
-    rle = coco.encode(np.asfortranarray(mask))
-    return {"size": [HEIGHT, WIDTH], "counts": rle["counts"].decode() if as_text else rle["counts"]}
-
-
-def uncompressed(mask: np.ndarray) -> dict[str, Any]:
-    flat = mask.ravel(order="F")
-    borders = np.flatnonzero(np.diff(flat, prepend=0))
-    return {"size": [HEIGHT, WIDTH], "counts": np.diff(borders, prepend=0, append=flat.size).tolist()}
-
-
-INNER, OUTER = box(2, 2, 8, 8), box(5, 4, 11, 13)
-OVERLAP = [4.0, 5.0, 13.0, 5.0, 13.0, 11.0, 4.0, 11.0]
-
-
-@pytest.mark.parametrize(
-    ("segmentation", "expected"),
-    [
-        pytest.param([SQUARE], INNER, id="polygon"),
-        pytest.param([SQUARE, OVERLAP], INNER | OUTER, id="overlapping polygons"),
-        pytest.param([[2.0, 2.0, 9.0, 9.0], SQUARE], INNER, id="four numbers before a polygon"),
-        pytest.param([SQUARE, [2.0, 2.0, 9.0, 9.0]], INNER, id="four numbers after a polygon"),
-        pytest.param([[int(number) for number in SQUARE]], INNER, id="whole numbers"),
-        pytest.param(compressed(INNER), INNER, id="compressed RLE"),
-        pytest.param(compressed(INNER, as_text=False), INNER, id="compressed RLE, bytes"),
-        pytest.param(uncompressed(INNER), INNER, id="uncompressed RLE"),
-        pytest.param([compressed(INNER)], INNER, id="list of one RLE"),
-        pytest.param([compressed(INNER), uncompressed(OUTER)], INNER | OUTER, id="list of both RLEs"),
-    ],
-)
-def test_masks(segmentation: Any, expected: np.ndarray) -> None:
-    mask = segmentation_to_mask(segmentation, HEIGHT, WIDTH)
-    assert mask.dtype == np.uint8
-    np.testing.assert_array_equal(mask, expected)
-
-
-@pytest.mark.parametrize("density", [0.0, 0.02, 0.5, 1.0])
-def test_compressed_counts_as_pycocotools_writes_them(density: float) -> None:
-    mask = (np.random.default_rng(0).random((90, 70)) < density).astype(np.uint8)
-    mask[40:60, 10:60] = density < 0.5
-    rle = coco.encode(np.asfortranarray(mask))
-    np.testing.assert_array_equal(segmentation_to_mask(rle, 90, 70), mask)
-
-
-@pytest.mark.parametrize(
-    "segmentation",
-    [
-        pytest.param([], id="empty"),
-        pytest.param([[1.0, 1.0, 4.0, 4.0]], id="only four numbers"),
-        pytest.param([[1.0, 1.0, 4.0, 4.0, 2.0, 2.0, 9.0]], id="odd"),
-        pytest.param([["a"] * 6], id="text"),
-        pytest.param("polygon", id="string"),
-        pytest.param(None, id="null"),
-        pytest.param([SQUARE, compressed(INNER)], id="mixed"),
-        pytest.param({"size": [WIDTH, HEIGHT], "counts": [WIDTH * HEIGHT]}, id="other size"),
-        pytest.param({"size": [HEIGHT, WIDTH], "counts": [5, 5]}, id="counts too short"),
-        pytest.param({"size": [HEIGHT, WIDTH], "counts": [-5, 5 + WIDTH * HEIGHT]}, id="negative counts"),
-        pytest.param({"size": [HEIGHT, WIDTH]}, id="no counts"),
-        pytest.param({"size": [HEIGHT, WIDTH], "counts": "zzzz"}, id="cut compressed counts"),
-        pytest.param({"size": [HEIGHT, WIDTH], "counts": ""}, id="empty compressed counts"),
-        pytest.param({"size": [HEIGHT, WIDTH], "counts": "~" * 40}, id="compressed counts of nonsense"),
-    ],
-)
-def test_bad_segmentations_name_the_annotation(tmp_path: Path, segmentation: Any) -> None:
-    annotation = changed(INSTANCES["annotations"][0], segmentation=segmentation)
+def test_a_bad_segmentation_names_the_annotation(tmp_path: Path) -> None:
+    annotation = changed(INSTANCES["annotations"][0], segmentation=[[*SQUARE, float("nan"), 1.0]])
     pairs = ReferDataset(lay_out(tmp_path, instances=changed(INSTANCES, annotations=[annotation])))
-    with pytest.raises(UserError, match="annotation 50: the"):
+    with pytest.raises(
+        UserError, match=r"instances.json, annotation 50: the segmentation's polygons hold nan"
+    ):
         pairs.mask(pairs[0])
 
 

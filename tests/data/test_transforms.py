@@ -108,6 +108,81 @@ def test_open_image_gives_rgb(tmp_path: Path, mode: str) -> None:
     assert (picture.mode, picture.size) == ("RGB", (6, 4))
 
 
+GREYS = [
+    pytest.param("uint16", "png", [0, 257, 32896, 65535], [0, 1, 128, 255], id="16-bit PNG"),
+    pytest.param("uint16", "png", [0, 1, 100, 255], [0, 0, 0, 0], id="dark 16-bit PNG"),
+    pytest.param("uint16", "tiff", [0, 257, 32896, 65535], [0, 1, 128, 255], id="16-bit TIFF"),
+    pytest.param(">u2", "tiff", [0, 257, 32896, 65535], [0, 1, 128, 255], id="big-endian TIFF"),
+    pytest.param("int32", "tiff", [0, 257, 32896, 65535], [0, 1, 128, 255], id="32-bit TIFF of 16 bits"),
+    pytest.param("int32", "tiff", [0, 1, 128, 255], [0, 1, 128, 255], id="32-bit TIFF of 8 bits"),
+    pytest.param("float32", "tiff", [0.0, 0.004, 0.5, 1.0], [0, 1, 128, 255], id="fractions"),
+    pytest.param("float32", "tiff", [0.0, 1.0, 128.2, 255.0], [0, 1, 128, 255], id="fractions to 255"),
+]
+
+
+@pytest.mark.parametrize(("kind", "suffix", "stored", "expected"), GREYS)
+@pytest.mark.parametrize("upright", [True, False], ids=["upright", "as stored"])
+def test_deep_grey_is_scaled(
+    tmp_path: Path, kind: str, suffix: str, stored: list[float], expected: list[int], upright: bool
+) -> None:
+    path = tmp_path / f"deep.{suffix}"
+    Image.fromarray(np.array([stored]).astype(kind)).save(path)
+    picture = np.asarray(open_image(path, upright=upright))
+    assert picture.shape == (1, 4, 3)
+    assert picture[0].tolist() == [[value] * 3 for value in expected]
+
+
+@pytest.mark.parametrize(
+    ("kind", "stored"),
+    [
+        pytest.param("float32", [0.0, float("nan")], id="NaN"),
+        pytest.param("float32", [0.0, float("inf")], id="infinity"),
+        pytest.param("float32", [-0.1, 1.0], id="negative fraction"),
+        pytest.param("float32", [0.0, 256.0], id="fraction above 255"),
+        pytest.param("int32", [-1, 3], id="negative"),
+        pytest.param("int32", [0, 65536], id="more than 16 bits"),
+    ],
+)
+def test_grey_of_no_known_range_is_refused(tmp_path: Path, kind: str, stored: list[float]) -> None:
+    Image.fromarray(np.array([stored], dtype=kind)).save(tmp_path / "odd.tiff")
+    with pytest.raises(UserError, match=r"odd\.tiff has grey values from .* to .*; save it as 8-bit"):
+        open_image(tmp_path / "odd.tiff")
+
+
+def paletted() -> Image.Image:
+    picture = Image.new("P", (2, 1), 1)
+    picture.putpalette([0, 0, 0, 255, 0, 0])
+    picture.putpixel((0, 0), 0)
+    return picture
+
+
+def half_transparent(mode: str) -> Image.Image:
+    """A clear black pixel, then a red (or bright) one that covers all."""
+    picture = Image.new("RGBA", (2, 1), (0, 0, 0, 0))
+    picture.putpixel((1, 0), (255, 0, 0, 255))
+    return picture.convert(mode)
+
+
+@pytest.mark.parametrize(
+    ("picture", "options", "expected"),
+    [
+        pytest.param(half_transparent("RGBA"), {}, [[255, 255, 255], [255, 0, 0]], id="RGBA"),
+        pytest.param(half_transparent("LA"), {}, [[255] * 3, [76] * 3], id="LA"),
+        pytest.param(paletted(), {"transparency": 0}, [[255, 255, 255], [255, 0, 0]], id="palette"),
+        pytest.param(paletted(), {}, [[0, 0, 0], [255, 0, 0]], id="opaque palette"),
+        pytest.param(
+            half_transparent("RGB"), {"transparency": (0, 0, 0)}, [[255] * 3, [255, 0, 0]], id="RGB"
+        ),
+        pytest.param(Image.new("RGBA", (2, 1), (0, 0, 0, 51)), {}, [[204] * 3] * 2, id="partly"),
+    ],
+)
+def test_transparent_pictures_lie_on_white(
+    tmp_path: Path, picture: Image.Image, options: dict[str, object], expected: list[list[int]]
+) -> None:
+    picture.save(tmp_path / "clear.png", **options)
+    assert np.asarray(open_image(tmp_path / "clear.png"))[0].tolist() == expected
+
+
 @pytest.mark.parametrize(("upright", "size"), [(True, (4, 6)), (False, (6, 4))])
 def test_exif_orientation(tmp_path: Path, upright: bool, size: tuple[int, int]) -> None:
     exif = Image.Exif()
@@ -148,9 +223,8 @@ def test_missing_image_folder_and_bomb(tmp_path: Path, monkeypatch: pytest.Monke
         open_image(tmp_path / "bomb.png")
 
 
-@pytest.mark.parametrize("cache", [False, True])
-def test_training_pairs(pairs: ReferDataset, cache: bool) -> None:
-    training = TrainingPairs(pairs, 64, 17, cache=cache)
+def test_training_pairs(pairs: ReferDataset) -> None:
+    training = TrainingPairs(pairs, 64, 17)
     assert len(training) == len(pairs)
     for index, pair in enumerate(pairs):
         for _ in range(2):
@@ -168,7 +242,7 @@ def test_training_pairs(pairs: ReferDataset, cache: bool) -> None:
 
 
 def test_training_pairs_pickle_and_batch(pairs: ReferDataset) -> None:
-    training = pickle.loads(pickle.dumps(TrainingPairs(pairs, 32, 17, cache=True)))
+    training = pickle.loads(pickle.dumps(TrainingPairs(pairs, 32, 17)))
     batch = next(iter(DataLoader(training, batch_size=3)))
     assert {name: tuple(value.shape) for name, value in batch.items()} == {
         "image": (3, 32, 32, 3),

@@ -156,6 +156,7 @@ BAD_ARGUMENTS = [
     pytest.param({"target": "sm90"}, "sm89", id="hopper"),
     pytest.param({"batch": (0, 1, 8)}, "batch must be", id="empty-batch"),
     pytest.param({"batch": (2, 1, 8)}, "batch must be", id="batch-out-of-order"),
+    pytest.param({"batch": (1, 1, 1025)}, "<= largest <= 1024", id="batch-beyond-the-graph"),
     pytest.param({"backend": "openvino"}, "unknown backend", id="unknown-backend"),
 ]
 

@@ -9,6 +9,8 @@ import pytest
 from PIL import Image
 
 from tfanet.console import run
+from tfanet_engines.build import BuildReport
+from tfanet_engines.trt_api import PrecisionProof
 from tfanet_eval import demo
 from tfanet_eval.demo import COLUMNS, Contender, app
 
@@ -21,13 +23,26 @@ def demo_of(command, monkeypatch, shapes_root, checkpoint):
         contenders = [
             Contender("PyTorch FP32", checkpoint, ""),
             Contender("ONNX FP32", deployed, "fp32"),
-            Contender("plan (built for SM89)", checkpoint, "fp16", runs_here=False),
+            Contender("plan (built for sm89)", checkpoint, "fp16", runs_here=False),
         ]
         monkeypatch.setattr(demo, "_make", lambda checkpoint, out: contenders)
         arguments = ("--checkpoint", checkpoint, "--data", shapes_root, "--limit", 3, "--out", "demo")
         return command(lambda: run(app), *arguments)
 
     return call
+
+
+@pytest.fixture
+def plan_report():
+    proof = PrecisionProof(
+        half_weights=3, float_weights=1, half_weight_bytes=6, float_weight_bytes=4, half_weight_share=0.75,
+        half_layer_share=0.5, half_compute_share=1.0, layers=2,
+    )  # fmt: skip
+    return BuildReport(
+        plan=Path("m.plan"), sidecar=Path("m.plan.json"), backend="tensorrt-rtx", builder_version="1.7",
+        compute_capability="8.9", precision="fp16", proof=proof, bindings=(), batch=(1, 1, 8),
+        size_bytes=9, seconds=1.0,
+    )  # fmt: skip
 
 
 def table():
@@ -47,7 +62,7 @@ def test_one_row_a_model_and_nothing_measured_for_the_plan(demo_of, checkpoint):
     assert "on 9 expressions" in table()["title"]
     written = Path("demo/table.md").read_text(encoding="utf-8")
     assert written.count("\n| ") == 4
-    assert f"| plan (built for SM89) |{' – |' * 8} " in written
+    assert f"| plan (built for sm89) |{' – |' * 8} " in written
     assert "shuffled" in written
     with Image.open("demo/predictions.png") as picture:
         assert picture.format == "PNG"
@@ -58,6 +73,12 @@ def test_a_broken_bound_is_exit_1_with_the_table_written(demo_of, other_checkpoi
     assert done.code == 1
     assert "verification failed: ONNX FP32: max logit error" in done.err
     assert table()["rows"][1]["max logit error"] > 1e-3
+
+
+def test_the_plans_line_names_the_gpu_as_everywhere(plan_report, capsys):
+    demo._print_proof(plan_report)
+    line = capsys.readouterr().out
+    assert "plan by tensorrt-rtx 1.7 for sm89: 3 of 4 weights are half precision (75.0 %)" in line
 
 
 @pytest.mark.slow

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
+import pytest
 from fake_engines import Boxes, FakeEngine, everything, oracle
+from PIL import Image
 
+from tfanet.errors import VerificationError
 from tfanet_eval.metrics import SegmentationMetrics
-from tfanet_eval.prediction import prediction_cells
+from tfanet_eval.prediction import predict, prediction_cells
 
 
 def test_cells_carry_the_iou_of_the_metrics():
@@ -25,3 +29,14 @@ def test_long_sentences_of_a_data_set_are_cut():
             return type(expression)(**{**vars(expression), "sentence": "very " * 40 + "red box"})
 
     assert len(prediction_cells(FakeEngine(oracle), Wordy(2), 2)) == 2
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf], ids=str)
+def test_a_logit_that_is_not_finite_is_no_mask(value):
+    def broken(images, tokens):
+        logits = oracle(images, tokens)
+        logits[0, 3, 5] = value
+        return logits
+
+    with pytest.raises(VerificationError, match="fake gives logits that are NaN or infinite for 'red'"):
+        predict(FakeEngine(broken), Image.new("RGB", (20, 10)), "red")

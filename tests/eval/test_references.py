@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
+import onnx
 import pytest
 from fake_engines import CONFIG, Boxes, FakeEngine, nothing, oracle
 
 from tfanet.checkpoint import load_model, weights_sha256
 from tfanet.errors import UserError, VerificationError
+from tfanet_engines.onnx_file import CONFIG_KEY, WEIGHTS_KEY
 from tfanet_engines.sidecar import Sidecar
 from tfanet_eval.accuracy import evaluate
 from tfanet_eval.references import find_reference, precision_of, verify
@@ -49,10 +52,47 @@ def test_other_weights_have_no_reference_and_say_so(onnx_of, bundled):
     assert "--reference" in why
 
 
-def test_a_missing_sidecar_is_told(tmp_path, bundled):
-    found, why = find_reference(tmp_path / "model.onnx", None)
+def test_a_plan_without_a_sidecar_has_no_reference_and_says_so(tmp_path, bundled):
+    found, why = find_reference(tmp_path / "model.plan", None)
     assert found is None
-    assert "model.onnx.json is missing" in why
+    assert "model.plan.json is missing" in why
+
+
+@pytest.fixture
+def onnx_alone(tmp_path):
+    """A half-precision ONNX file without a sidecar, whose metadata says that it was made of these weights."""
+
+    def make(weights):
+        half = onnx.numpy_helper.from_array(np.ones(3, np.float16), "w")
+        nodes = [onnx.helper.make_node("Identity", ["w"], ["y"])]
+        model = onnx.helper.make_model(onnx.helper.make_graph(nodes, "g", [], [], [half]))
+        metadata = {CONFIG_KEY: CONFIG.to_json()} | ({WEIGHTS_KEY: weights} if weights else {})
+        onnx.helper.set_model_props(model, metadata)
+        onnx.save(model, tmp_path / "alone.onnx")
+        return tmp_path / "alone.onnx"
+
+    return make
+
+
+def test_an_onnx_file_without_a_sidecar_speaks_for_itself(onnx_alone, bundled, other_checkpoint):
+    engine = onnx_alone(weights_sha256(load_model(bundled)))
+    assert find_reference(engine, bundled) == (bundled, "")
+    assert find_reference(engine, None) == (bundled, "")
+    assert precision_of(engine) == "fp16"
+    with pytest.raises(UserError, match="other weights"):
+        find_reference(engine, other_checkpoint)
+
+
+def test_an_onnx_file_that_names_no_weights_is_compared_when_asked(onnx_alone, bundled):
+    engine = onnx_alone(None)
+    assert find_reference(engine, bundled) == (bundled, "")
+    assert find_reference(engine, None)[0] is None
+
+
+@pytest.mark.parametrize("engine", ["model.safetensors", "model.onnx", "model.plan"])
+def test_a_reference_is_a_checkpoint(tmp_path, engine):
+    with pytest.raises(UserError, match=r"--reference .*other\.onnx is no PyTorch checkpoint"):
+        find_reference(tmp_path / engine, tmp_path / "other.onnx")
 
 
 def test_a_reference_of_other_weights_is_refused(onnx_of, checkpoint, other_checkpoint):
@@ -72,7 +112,7 @@ def test_verify_names_the_engine_and_the_figure():
     compared = evaluate(FakeEngine(oracle), Boxes(2), reference=FakeEngine(oracle))
     verify(compared, "fp32", "model.onnx")
     worse = evaluate(FakeEngine(nothing), Boxes(2), reference=FakeEngine(oracle))
-    with pytest.raises(VerificationError, match=r"model\.onnx: mask agreement"):
+    with pytest.raises(VerificationError, match=r"model\.onnx: max logit error 2 "):
         verify(worse, "fp16", "model.onnx")
 
 

@@ -81,13 +81,15 @@ def test_onnx_runtime_cuda(pairs, precision, tmp_path):
         check(compare(engine, pairs), precision)
 
 
-def test_plan(pairs, tmp_path):
+@pytest.mark.parametrize("backend", ["tensorrt-rtx", pytest.param("tensorrt", marks=pytest.mark.tensorrt)])
+def test_plan(pairs, tmp_path, backend):
     capability = "{}.{}".format(*torch.cuda.get_device_capability())
     if capability not in CAPABILITIES:
-        pytest.skip(f"TensorRT-RTX does not build for compute capability {capability}")
+        pytest.skip(f"plans are not built for compute capability {capability}")
     onnx, plan = tmp_path / "model.onnx", tmp_path / "model.plan"
     export_onnx(tfanet.load_model(bundled("tiny")), onnx, fp16=True)
-    build_plan(retarget(onnx, tmp_path / "gpu.onnx", "gpu"), plan, target=capability)
+    network = retarget(onnx, tmp_path / "gpu.onnx", "gpu")
+    assert build_plan(network, plan, backend=backend, target=capability).backend == backend
     with open_engine(plan) as engine:
         check(compare(engine, pairs), "fp16")
         one = engine.infer(pairs[0][:1], pairs[1][:1])

@@ -11,9 +11,7 @@ import typer
 from tfanet.console import new_app, run, say
 from tfanet.data.refer import ReferDataset
 from tfanet.data.shapes import DEFAULT_ROOT, default_counts, ensure_shapes, write_shapes
-from tfanet.errors import UserError
-from tfanet.files import atomic_path
-from tfanet.pictures import Cell, contact_sheet
+from tfanet.pictures import Cell, contact_sheet, require_picture, save_picture
 
 app = new_app("Make a synthetic RefCOCO data set, or look at one.")
 
@@ -54,17 +52,14 @@ def show(
     seed: Annotated[int, typer.Option(help="Another seed, another choice.", min=0)] = 0,
 ) -> None:
     """Write a contact sheet: pictures with their sentences and outlined masks."""
-    if output.suffix.lower() not in (".png", ".jpg", ".jpeg"):
-        raise UserError(f"{output}: give the sheet a name that ends in .png or .jpg")
+    require_picture(output)
     if root == DEFAULT_ROOT:
         ensure_shapes(root)
     pairs = ReferDataset(root, dataset, split)
     picks = np.random.default_rng(seed).permutation(len(pairs))[:count]
     chosen = [pairs[int(pick)] for pick in picks]
     cells = [Cell(pairs.image(pair), pair.sentence, truth=pairs.mask(pair) > 0) for pair in chosen]
-    sheet = contact_sheet(cells, title=f"{dataset} {split}")
-    with atomic_path(output) as temporary:
-        sheet.save(temporary)
+    save_picture(contact_sheet(cells, title=f"{dataset} {split}"), output)
     say(f"{output}: {len(chosen)} of {len(pairs)} sentences of {dataset} {split}")
 
 

@@ -27,7 +27,8 @@ def polygons_to_mask(polygons: list[list[float]], height: int, width: int) -> np
     """The union of polygons `[x0, y0, x1, y1, ...]` in pixels as uint8 `[height, width]` in {0, 1}.
 
     A polygon of fewer than three corners has no area and is left out; pycocotools would take four numbers
-    for a box, and then every polygon beside them.
+    for a box, and then every polygon beside them. Raises `UserError` when none is left, and for a value that
+    is no finite number or lies further out than ten times the picture's longer side.
     """
     from pycocotools import mask
 
@@ -36,11 +37,18 @@ def polygons_to_mask(polygons: list[list[float]], height: int, width: int) -> np
     whole = [polygon for polygon in polygons if len(polygon) >= 6]
     if not whole or any(len(polygon) % 2 for polygon in whole):
         raise UserError("the segmentation has no polygon of three or more x, y pairs")
-    try:
-        parts = coco.decode(coco.frPyObjects(whole, height, width))
-    except (TypeError, ValueError) as error:
-        raise UserError("the segmentation's polygons hold something else than numbers") from error
+    # pycocotools follows every edge pixel by pixel and crashes, or fills the memory, where one has no end.
+    limit = 10 * max(height, width)
+    wrong = [value for polygon in whole for value in polygon if not _is_number_within(value, limit)]
+    if wrong:
+        value = f"{wrong[0]!r:.60}"
+        raise UserError(f"the segmentation's polygons hold {value}, no number from -{limit} to {limit}")
+    parts = coco.decode(coco.frPyObjects(whole, height, width))
     return np.ascontiguousarray(parts.any(axis=2), dtype=np.uint8)
+
+
+def _is_number_within(value: Any, limit: int) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= limit
 
 
 def _rle_to_mask(part: dict[str, Any], height: int, width: int) -> np.ndarray:

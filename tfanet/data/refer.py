@@ -189,6 +189,8 @@ class _Instances:
 def _load_instances(path: Path) -> _Instances:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read instances file {path}: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"instances file {path} is damaged or no JSON: {error}") from error
     wanted: dict[str, dict[str, type]] = {

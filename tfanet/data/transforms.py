@@ -50,15 +50,13 @@ class TrainingPairs(Dataset):
     """The samples of a `ReferDataset` as tensors of the model's size; picklable, for loader workers.
 
     Item i is a dictionary: `image` uint8 `[S, S, 3]` RGB, `tokens` int64 `[L]`, `mask` uint8 `[S, S]` in
-    {0, 1}. With `cache`, each picture is decoded once and kept resized in memory (3 * S * S bytes), since
-    several sentences share it; every loader worker keeps its own.
+    {0, 1}.
     """
 
-    def __init__(self, source: ReferDataset, image_size: int, token_length: int, cache: bool = False) -> None:
+    def __init__(self, source: ReferDataset, image_size: int, token_length: int) -> None:
         self.source = source
         self.image_size = image_size
         self.tokens = torch.from_numpy(tokenize([pair.sentence for pair in source], token_length))
-        self._images: dict[int, np.ndarray] | None = {} if cache else None
 
     def __len__(self) -> int:
         return len(self.source)
@@ -66,16 +64,7 @@ class TrainingPairs(Dataset):
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         pair = self.source[index]
         return {
-            "image": torch.from_numpy(self._image(index)),
+            "image": torch.from_numpy(resize_image(self.source.image(pair), self.image_size)),
             "tokens": self.tokens[index],
             "mask": torch.from_numpy(resize_mask(self.source.mask(pair), self.image_size)),
         }
-
-    def _image(self, index: int) -> np.ndarray:
-        pair = self.source[index]
-        if self._images is not None and pair.image_id in self._images:
-            return self._images[pair.image_id].copy()
-        image = resize_image(self.source.image(pair), self.image_size)
-        if self._images is not None:
-            self._images[pair.image_id] = image.copy()
-        return image
