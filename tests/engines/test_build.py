@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 
@@ -174,7 +173,10 @@ def test_a_backend_that_is_not_installed_says_how_to_install_it(tmp_path, onnx_f
 
 
 def test_ctrl_c_stops_the_build_and_leaves_nothing(tmp_path, onnx_file, monkeypatch):
-    monkeypatch.setattr(threading.Thread, "is_alive", lambda thread: os.kill(os.getpid(), signal.SIGINT))
+    # raise_signal reaches this thread at once; os.kill may hand the signal to another, and it comes too late.
+    monkeypatch.setattr(
+        threading.Thread, "is_alive", lambda thread: signal.raise_signal(signal.SIGINT) or True
+    )
     with pytest.raises(KeyboardInterrupt):
         build_plan(onnx_file, tmp_path / "model.plan")
     monkeypatch.undo()
