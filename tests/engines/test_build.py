@@ -172,11 +172,16 @@ def test_a_backend_that_is_not_installed_says_how_to_install_it(tmp_path, onnx_f
         build_plan(onnx_file, tmp_path / "model.plan", backend="tensorrt")
 
 
-def test_ctrl_c_stops_the_build_and_leaves_nothing(tmp_path, onnx_file, monkeypatch):
-    # raise_signal reaches this thread at once; os.kill may hand the signal to another, and it comes too late.
-    monkeypatch.setattr(
-        threading.Thread, "is_alive", lambda thread: signal.raise_signal(signal.SIGINT) or True
-    )
+@pytest.fixture
+def ctrl_c():
+    """Python's own handler of SIGINT, which a job that a shell starts in the background does not have."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield lambda: signal.raise_signal(signal.SIGINT)
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_stops_the_build_and_leaves_nothing(tmp_path, onnx_file, monkeypatch, ctrl_c):
+    monkeypatch.setattr(threading.Thread, "is_alive", lambda thread: ctrl_c() or True)
     with pytest.raises(KeyboardInterrupt):
         build_plan(onnx_file, tmp_path / "model.plan")
     monkeypatch.undo()
