@@ -23,7 +23,8 @@ FIGURES = json.loads((Path(__file__).parent / "vmamba_official.json").read_text(
 def fill(model: nn.Module) -> None:
     """Weights as a formula, so that any implementation can have them: noise made of a sine's far digits.
 
-    Parameters are numbered in the order of `named_parameters`. Norm weights lie around 1, A_logs between -1 and 1, matrices keep the variance of their input.
+    Parameters are numbered in the order of `named_parameters`. Norm weights lie around 1, A_logs between
+    -1 and 1, and matrices keep the variance of their input.
     """
     with torch.no_grad():
         for number, (name, parameter) in enumerate(model.named_parameters()):
