@@ -101,3 +101,11 @@ def test_wrong_files_are_one_line(tmp_path, content, message):
     with pytest.raises(UserError, match=message) as caught:
         VMamba(CONFIG).load_official(path)
     assert "\n" not in str(caught.value)
+
+
+def test_a_damaged_safetensors_file_is_one_line(tmp_path):
+    """torch.load reads .safetensors too, and has that format's own error."""
+    path = tmp_path / "vssm.safetensors"
+    path.write_bytes(b"\xff" * 100)
+    with pytest.raises(UserError, match="truncated or no PyTorch file"):
+        VMamba(CONFIG).load_official(path)

@@ -15,6 +15,7 @@ from typing import cast
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
@@ -239,7 +240,7 @@ def _read_official(path: str | Path) -> Mapping[str, Tensor]:
             f"{path} holds more than weights or is no checkpoint; if you trust it, keep its weights alone: "
             "torch.save({'model': torch.load(path, weights_only=False)['model']}, new_path)"
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError) as error:
+    except (RuntimeError, EOFError, ValueError, KeyError, SafetensorError) as error:
         raise UserError(f"VMamba checkpoint {path} is truncated or no PyTorch file") from error
     state = content.get("model", content) if isinstance(content, dict) else None
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
