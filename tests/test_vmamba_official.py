@@ -64,3 +64,22 @@ def test_stage_outputs_are_the_official_ones(encoder, size):
         assert output.double().abs().mean().item() == pytest.approx(expected["mean_abs"], abs=1e-4)
         samples = output.flatten()[:: output.numel() // 8][:8].tolist()
         assert samples == pytest.approx(expected["samples"], abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("width", "depth", "ratio", "parameters"),
+    [
+        pytest.param(96, 5, 2.0, 29.94e6, id="tiny_s2l5"),
+        pytest.param(96, 8, 1.0, 29.48e6, id="tiny_s1l8"),
+        pytest.param(96, 15, 2.0, 49.38e6, id="small_s2l15"),
+        pytest.param(96, 20, 1.0, 48.24e6, id="small_s1l20"),
+        pytest.param(128, 15, 2.0, 87.53e6, id="base_s2l15"),
+        pytest.param(128, 20, 1.0, 85.59e6, id="base_s1l20"),
+    ],
+)
+def test_every_official_size_has_the_official_number_of_parameters(width, depth, ratio, parameters):
+    """Counted without the classifier; the official model's state dict of each size loads strictly."""
+    dims = (width, 2 * width, 4 * width, 8 * width)
+    with torch.device("meta"):
+        model = VMamba(preset("base", vmamba_dims=dims, vmamba_depths=(2, 2, depth, 2), ssm_ratio=ratio))
+    assert sum(parameter.numel() for parameter in model.parameters()) == pytest.approx(parameters, abs=6e3)
