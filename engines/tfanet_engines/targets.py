@@ -5,14 +5,17 @@ from __future__ import annotations
 from tfanet.errors import UserError
 
 CAPABILITIES: dict[str, tuple[str, ...]] = {
-    "7.5": ("rtx2060", "rtx2070", "rtx2080", "t4"),
     "8.0": ("a100", "a30"),
     "8.6": ("rtx3050", "rtx3060", "rtx3070", "rtx3080", "rtx3090", "a10", "a40", "rtxa6000"),
     "8.9": ("rtx4050", "rtx4060", "rtx4070", "rtx4080", "rtx4090", "l4", "l40", "l40s"),
     "12.0": ("rtx5050", "rtx5060", "rtx5070", "rtx5080", "rtx5090"),
     "12.1": ("gb10",),
 }
-"""What TensorRT-RTX builds for, with the best known GPUs of each."""
+"""What TensorRT-RTX builds this model for, with the best known GPUs of each.
+
+7.5 (Turing) is left out: TensorRT-RTX has no FP32 matrix products there, and the sums of the linear attention
+are FP32 even in the FP16 model.
+"""
 
 
 def compute_capability(target: str) -> str:
