@@ -29,8 +29,8 @@ def new_app(help_text: str) -> typer.Typer:
 def run(app: Callable[[], None]) -> None:
     """Run a command line and turn the project's errors into one red line and an exit code.
 
-    2 for `UserError`, 1 for `VerificationError`, 130 for Ctrl-C; anything else is a bug and keeps its
-    traceback.
+    2 for `UserError`, 1 for `VerificationError`; Typer itself gives 130 for Ctrl-C. Anything else is a bug
+    and keeps its traceback.
     """
     if not os.environ.get("TFANET_DEBUG"):
         _quiet_libraries()
@@ -40,8 +40,6 @@ def run(app: Callable[[], None]) -> None:
         _fail(f"error: {error}", 2)
     except VerificationError as error:
         _fail(f"verification failed: {error}", 1)
-    except KeyboardInterrupt:
-        _fail("interrupted", 130)
 
 
 def _fail(message: str, code: int) -> None:

@@ -13,7 +13,7 @@ from tfanet.errors import UserError
 TOWERS: dict[str, dict[str, Any]] = {
     "tiny": {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 2},
 }
-"""Towers of the project's own, in the form of open_clip's `text_cfg`; any open_clip model name works too."""
+"""Towers of the project's own, in the form of open_clip's `text_cfg`; open_clip's CLIP names work too."""
 
 
 class TextFeatures(NamedTuple):
