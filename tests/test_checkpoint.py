@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import tfanet
-from tfanet.checkpoint import FORMAT, save_model, weights_sha256
-from tfanet.config import TFANetConfig, preset
+from tfanet.checkpoint import load_config, save_model, weights_sha256
+from tfanet.config import FORMAT, VARIANTS, TFANetConfig, preset
 from tfanet.errors import UserError
+
+SWITCHES = ("alignment", "fusion", "decoder", "transformer_dim", "transformer_heads", "conv_decoder_dim")
+"""What a config of tfanet-1 lacks."""
+
+
+def without(values, *names):
+    return {name: value for name, value in values.items() if name not in names}
+
+
+TFANET_2 = preset("tiny").to_dict()
+TFANET_1 = without(TFANET_2, "format", *SWITCHES)
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +93,9 @@ def damaged(kind, checkpoint, tmp_path):
         case "negative":
             config = metadata["config"].replace('"ssm_ratio": 1.0', '"ssm_ratio": -1.0')
             save_file(tensors, path, metadata | {"config": config})
+        case "newer":
+            config = metadata["config"].replace(FORMAT, "tfanet-3")
+            save_file(tensors, path, {"format": "tfanet-3", "config": config})
         case "bad-config":
             save_file(tensors, path, metadata | {"config": '{"image_size": 96}'})
         case "no-json":
@@ -102,6 +119,7 @@ def damaged(kind, checkpoint, tmp_path):
         ("wrong-type", r"decoder.alpha is torch.int8 \[3\]"),
         ("huge", "decoder_dim must be from 1 to 8192"),
         ("negative", "ssm_ratio must be from"),
+        ("newer", "has format 'tfanet-3'; this tfanet reads up to tfanet-2"),
         ("bad-config", "does not fit this version"),
         ("no-json", "is not JSON"),
     ],
@@ -110,6 +128,49 @@ def test_wrong_files_are_one_line(kind, message, checkpoint, tmp_path):
     with pytest.raises(UserError, match=message) as caught:
         tfanet.load_model(damaged(kind, checkpoint, tmp_path))
     assert "\n" not in str(caught.value)
+
+
+def test_a_checkpoint_of_tfanet_1_is_the_full_model(random_model, checkpoint, tmp_path):
+    path = tmp_path / "old.safetensors"
+    save_file(load_file(checkpoint), path, {"format": "tfanet-1", "config": json.dumps(TFANET_1)})
+    loaded = tfanet.load_model(path)
+    full = TFANetConfig()
+    assert loaded.config == preset("tiny", **{name: getattr(full, name) for name in SWITCHES})
+    assert weights_sha256(loaded) == weights_sha256(random_model)
+
+
+def test_a_saved_checkpoint_says_its_format(checkpoint):
+    with safe_open(checkpoint, framework="pt") as file:
+        metadata = file.metadata()
+    assert metadata["format"] == json.loads(metadata["config"])["format"] == "tfanet-2"
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        pytest.param(without(TFANET_2, "fusion"), r"does not fit .*: \['fusion'\]", id="missing"),
+        pytest.param(TFANET_2 | {"colour": "red"}, r"does not fit .*: \['colour'\]", id="unknown"),
+        pytest.param(without(TFANET_2, "format"), r"does not fit .*'alignment'", id="no-format"),
+        pytest.param(TFANET_1 | {"fusion": "cfsm"}, r"does not fit .*: \['fusion'\]", id="old-with-switch"),
+        pytest.param(without(TFANET_1, "mlam_dim"), r"does not fit .*: \['mlam_dim'\]", id="old-missing"),
+        pytest.param(TFANET_2 | {"alignment": "linear"}, "alignment must be one of none", id="switch"),
+        pytest.param(TFANET_2 | {"format": 2}, "has format 2; this tfanet reads up to tfanet-2", id="format"),
+        pytest.param([1], "does not fit .*: list", id="no-fields"),
+    ],
+)
+def test_configs_that_are_refused(values, message):
+    with pytest.raises(UserError, match=message) as caught:
+        TFANetConfig.from_dict(values)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_variants_are_told_by_their_checkpoint(variant, tmp_path):
+    fields = {"image_size": 32, "vmamba_depths": (1, 1, 1, 1), **VARIANTS[variant]}
+    model = tfanet.build_model("tiny", **fields)
+    save_model(model, tmp_path / "model.safetensors")
+    assert load_config(tmp_path / "model.safetensors") == model.config
+    assert weights_sha256(tfanet.load_model(tmp_path / "model.safetensors")) == weights_sha256(model)
 
 
 def test_config_round_trip():

@@ -1,74 +1,261 @@
-"""CLIP text weights through open_clip: the same features as open_clip's own, and one line for mistakes."""
+"""CLIP text towers: features equal to open_clip's own, weights in every form, one line for mistakes."""
 
 from __future__ import annotations
 
+import copy
+from typing import Any
+
+import huggingface_hub
 import open_clip
 import pytest
 import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
 
 from tfanet.data.transforms import tokenize
 from tfanet.errors import UserError
 from tfanet.text import TextEncoder
 
-NAME = "ViT-S-32"
+SENTENCES = [
+    "left",
+    "a photo of a small red circle",
+    "hey! the man in the blue-striped shirt",
+    "the second tallest of the three giraffes that stand behind the wooden fence "
+    "on the far right side of a big green field",
+]
+SMALL = "ViT-S-32"
+NO_IMAGES = {"image_size": 32, "patch_size": 32, "width": 64, "layers": 1}
+"""An image part of next to no size, for CLIPs of which only the text part matters."""
 
 
-@pytest.fixture(scope="module")
-def clip():
+def build_clip(name: str) -> Any:
+    """open_clip's own CLIP of this name with random weights, its biases and norms random too."""
     torch.manual_seed(0)
-    return open_clip.create_model(NAME, pretrained=None).eval()
+    clip: Any = open_clip.create_model(name, pretrained=None, vision_cfg=NO_IMAGES).eval()
+    with torch.no_grad():
+        for parameter in clip.transformer.parameters():
+            if parameter.dim() == 1:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    return clip
 
 
-@pytest.fixture(scope="module")
-def checkpoint(clip, tmp_path_factory):
-    path = tmp_path_factory.mktemp("clip") / "clip.pt"
-    torch.save(clip.state_dict(), path)
-    return path
+def on_meta(name: str) -> TextEncoder:
+    """An encoder without memory, for what fails before any weight is copied."""
+    with torch.device("meta"):
+        return TextEncoder(name)
 
 
-def test_sentence_feature_is_clips(clip, checkpoint):
-    """CLIP's text embedding is our F_T times its projection; 17 tokens give what 77 do."""
-    encoder = TextEncoder(NAME).eval()
-    encoder.load_pretrained(str(checkpoint))
-    sentences = ["a photo of a small red circle", "left"]
+def openai_archive(tower: nn.Module) -> Any:
+    """The tower in the form of OpenAI's own files: a TorchScript archive in FP16."""
+    tokens = torch.zeros(1, 77, dtype=torch.long)
+    traced: Any = torch.jit.trace(tower, tokens, check_trace=False)
+    return traced.half()
+
+
+@pytest.mark.parametrize("name", ["ViT-B-16", "ViT-B-16-quickgelu", "ViT-L-14"])
+def test_words_and_sentence_are_open_clips(name):
+    """Words are what open_clip's `ln_final` gives, the sentence is its row at EOT.
+
+    The largest difference seen was 1.3e-6 (ViT-B-16), 1.4e-6 (-quickgelu) and 1.7e-6 (ViT-L-14), with values
+    up to 4.0.
+    """
+    clip = build_clip(name)
+    encoder = TextEncoder(name).eval()
+    weights = clip.state_dict()
+    encoder.tower.load_state_dict({key: weights[key] for key in encoder.tower.state_dict()})
+    seen: list[Tensor] = []
+    clip.ln_final.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    for length in (17, 22):
+        tokens = torch.from_numpy(tokenize(SENTENCES, length))
+        with torch.inference_mode():
+            embedding = clip.encode_text(nn.functional.pad(tokens, (0, 77 - length)))
+            words, sentence, valid = encoder(tokens)
+        expected = seen.pop()
+        assert valid.sum(1).tolist() == [3, 9, 12, length]
+        assert torch.equal(valid.sum(1) - 1, tokens.argmax(1))
+        torch.testing.assert_close(words.mT[valid], expected[:, :length][valid], rtol=0, atol=1e-5)
+        assert (words.mT[~valid] == 0).all()
+        at_end = expected[torch.arange(len(tokens)), tokens.argmax(1)]
+        torch.testing.assert_close(sentence, at_end, rtol=0, atol=1e-5)
+        torch.testing.assert_close(sentence @ clip.text_projection.detach(), embedding, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("length", [17, 22])
+def test_tokens_are_open_clips(length):
+    """SOT and EOT count, a sentence that is too long ends with EOT, and padding is id 0."""
+    expected = open_clip.get_tokenizer("ViT-L-14", context_length=length)(SENTENCES)
+    tokens = torch.from_numpy(tokenize(SENTENCES, length))
+    assert torch.equal(tokens, expected)
+    assert tokens[:, 0].eq(49406).all()
+    assert tokens[-1, -1] == 49407
+    assert tokens[0].tolist() == [49406, 1823, 49407] + [0] * (length - 3)
+
+
+def test_what_padding_stands_for_does_not_matter(random_model):
+    """Id 0 pads. Where no word has that id, any embedding of it gives the same mask."""
+    torch.manual_seed(0)
+    size = random_model.config.image_size
+    image = torch.randint(0, 256, (2, size, size, 3), dtype=torch.uint8)
+    tokens = torch.from_numpy(tokenize(["the small red circle", "a star"], random_model.config.token_length))
+    changed = copy.deepcopy(random_model)
+    embedding = changed.text.tower.token_embedding.weight
     with torch.inference_mode():
-        expected = clip.encode_text(torch.from_numpy(tokenize(sentences, 77)))
-        features = encoder(torch.from_numpy(tokenize(sentences, 17)))
-        embedding = features.sentence @ clip.text_projection
-    torch.testing.assert_close(embedding, expected, rtol=1e-4, atol=1e-5)
+        expected = random_model(image, tokens)
+        garbage = 1e3 * torch.randn_like(embedding[0])
+        embedding[0] = garbage
+        torch.testing.assert_close(changed(image, tokens), expected, rtol=0, atol=1e-6)
+        embedding[tokens[0, 1]] = garbage
+        assert not torch.allclose(changed(image, tokens), expected, rtol=0, atol=1e-6)
 
 
 def test_quick_gelu_is_another_tower():
     plain, quick = (
-        TextEncoder(name).tower.transformer.resblocks[0].mlp[1] for name in ("ViT-B-16", "ViT-B-16-quickgelu")
+        {type(module).__name__ for module in on_meta(name).modules()} & {"GELU", "QuickGELU"}
+        for name in ("ViT-B-16", "ViT-B-16-quickgelu")
     )
-    assert type(plain).__name__ == "GELU"
-    assert type(quick).__name__ == "QuickGELU"
+    assert (plain, quick) == ({"GELU"}, {"QuickGELU"})
+
+
+@pytest.fixture(scope="module")
+def clip():
+    return build_clip(SMALL)
+
+
+def text_of(clip):
+    state = clip.state_dict()
+    return {n: state[n] for n in on_meta(SMALL).tower.state_dict()}
+
+
+FORMS = {
+    "clip.pt": lambda clip, path: torch.save(clip.state_dict(), path),
+    "text_alone.safetensors": lambda clip, path: save_file(text_of(clip), path),
+    "custom_text.bin": lambda clip, path: torch.save(
+        {f"text.{n}": t for n, t in text_of(clip).items()} | {"visual.proj": torch.ones(1)}, path
+    ),
+    "training.pt": lambda clip, path: torch.save(
+        {"epoch": 3, "state_dict": {f"module.{n}": t for n, t in clip.state_dict().items()}}, path
+    ),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_of_checkpoint_is_read(clip, tmp_path, form):
+    FORMS[form](clip, tmp_path / form)
+    encoder = TextEncoder(SMALL)
+    encoder.load_pretrained(str(tmp_path / form))
+    for name, tensor in text_of(clip).items():
+        assert torch.equal(encoder.tower.state_dict()[name], tensor), name
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::torch.jit.TracerWarning")
+def test_openais_own_archive_is_read(tmp_path):
+    """TorchScript in FP16, and only for a tower with the activation that OpenAI trained with."""
+    torch.manual_seed(1)
+    source = TextEncoder("ViT-B-32-quickgelu").tower
+    expected = {name: tensor.half().float() for name, tensor in source.state_dict().items()}
+    path = tmp_path / "ViT-B-32.pt"
+    openai_archive(source).save(path)
+    encoder = TextEncoder("ViT-B-32-quickgelu")
+    encoder.load_pretrained(str(path))
+    for name, tensor in encoder.tower.state_dict().items():
+        assert torch.equal(tensor, expected[name]), name
+    with pytest.raises(
+        UserError, match=r"another activation than ViT-B-32; use text_tower ViT-B-32-quickgelu"
+    ):
+        on_meta("ViT-B-32").load_pretrained(str(path))
+
+
+@pytest.fixture(scope="module")
+def files(clip, tmp_path_factory):
+    """File name -> path of files that are no checkpoint of the tower they are given to."""
+    folder = tmp_path_factory.mktemp("files")
+    state = text_of(clip)
+    save_file(state, folder / "clip.safetensors")
+    (folder / "cut.safetensors").write_bytes((folder / "clip.safetensors").read_bytes()[:1000])
+    (folder / "garbage.pt").write_bytes(b"nothing of use")
+    (folder / "empty.pt").touch()
+    (folder / "folder").mkdir()
+    torch.save([1, 2], folder / "list.pt")
+    torch.save({"state_dict": {"epoch": 3}}, folder / "epoch.pt")
+    save_file({"patch_embed.0.weight": torch.ones(1)}, folder / "vmamba.safetensors")
+    save_file({n: t for n, t in state.items() if n != "ln_final.bias"}, folder / "half.safetensors")
+    deeper = {"transformer.resblocks.12.ln_1.weight": torch.ones(384)}
+    save_file(state | deeper, folder / "deeper.safetensors")
+    return {path.name: str(path) for path in folder.iterdir()}
 
 
 @pytest.mark.parametrize(
     ("name", "source", "message"),
     [
         ("tiny", "openai", "has no CLIP weights"),
-        (NAME, "nowhere.pt", "neither a file nor a pretrained tag"),
-        (NAME, "GARBAGE", "damaged or no checkpoint"),
-        ("ViT-B-32", "CHECKPOINT", "damaged or no checkpoint of ViT-B-32"),
+        (SMALL, "nowhere.pt", "neither a file nor a pretrained tag of ViT-S-32"),
+        (SMALL, "folder", "neither a file nor a pretrained tag"),
+        (SMALL, "empty.pt", "is empty"),
+        (SMALL, "garbage.pt", "damaged or no CLIP checkpoint"),
+        (SMALL, "cut.safetensors", "damaged or no CLIP checkpoint"),
+        (SMALL, "list.pt", "damaged or no CLIP checkpoint"),
+        (SMALL, "epoch.pt", "holds no state dict of a CLIP"),
+        (SMALL, "vmamba.safetensors", r"no checkpoint of ViT-S-32: 148 parameters are missing"),
+        (SMALL, "half.safetensors", r"1 parameters are missing \['ln_final.bias'\], 0 unknown"),
+        (SMALL, "deeper.safetensors", r"0 parameters are missing \[\], 1 unknown \['transformer.resblocks"),
+        ("ViT-B-32", "clip.safetensors", r"another CLIP than ViT-B-32: .* is \[384\], this .* \[512\]"),
         ("ViT-B-16", "openai", "another activation than ViT-B-16; use text_tower ViT-B-16-quickgelu"),
+        ("ViT-B-16-quickgelu", "laion2b_s34b_b88k", r"nor a pretrained tag of .*gelu \(its tags: "),
     ],
-)
-def test_mistakes_are_one_line(checkpoint, tmp_path, name, source, message):
-    (tmp_path / "garbage.pt").write_bytes(b"nothing of use")
-    source = {"GARBAGE": str(tmp_path / "garbage.pt"), "CHECKPOINT": str(checkpoint)}.get(source, source)
+)  # fmt: skip
+def test_mistakes_are_one_line(files, name, source, message):
     with pytest.raises(UserError, match=message) as caught:
-        TextEncoder(name).load_pretrained(source)
+        on_meta(name).load_pretrained(files.get(source, source))
     assert "\n" not in str(caught.value)
 
 
-def test_offline_says_what_to_do(monkeypatch):
-    def unreachable(*arguments, **options):
-        raise OSError("the hub cannot be reached\nin any way")
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("ViT-L14", r"unknown text tower 'ViT-L14': use ViT-L-14 or .*open_clip.list_models\(\)"),
+        ("bert", r"use a CLIP name such as ViT-L-14, or 'tiny'"),
+        ("hf-hub:org/model", "unknown text tower 'hf-hub:org/model'"),
+        ("local-dir:nowhere", "unknown text tower 'local-dir:nowhere'"),
+        ("xlm-roberta-base-ViT-B-32", "not of CLIP's own kind .*Hugging Face"),
+        ("ViT-B-16-SigLIP", "not of CLIP's own kind"),
+        ("PE-Core-B-16", "not of CLIP's own kind .*77 tokens"),
+        ("coca_base", "not of CLIP's own kind .*77 tokens"),
+        ("coca_ViT-B-32", "not of CLIP's own kind .*77 tokens"),
+        ("MobileCLIP-S1", "not of CLIP's own kind .*not causal"),
+    ],
+)
+def test_towers_that_cannot_be_used_are_one_line(name, message):
+    with pytest.raises(UserError, match=message) as caught:
+        on_meta(name)
+    assert "\n" not in str(caught.value)
 
-    encoder = TextEncoder("ViT-B-16-quickgelu")
-    monkeypatch.setattr(open_clip, "create_model", unreachable)
-    with pytest.raises(UserError, match=r"cannot download openai .* in any way; give a checkpoint file"):
-        encoder.load_pretrained("openai")
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """The hub at a closed port of this machine, with an empty cache."""
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    return tmp_path
+
+
+def test_offline_is_said_before_any_retry(hub, monkeypatch):
+    monkeypatch.setattr(open_clip, "download_pretrained", lambda config: pytest.fail("tried to download"))
+    message = (
+        r"cannot download openai for ViT-L-14-quickgelu \(.*fetch .*/timm/vit_large_patch14_clip_224.openai "
+    )
+    with pytest.raises(
+        UserError, match=message + r"\(open_clip_model.safetensors\) .* give that file"
+    ) as caught:
+        on_meta("ViT-L-14-quickgelu").load_pretrained("openai")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_in_the_hubs_cache_needs_no_hub(hub):
+    repository = hub / "models--timm--vit_large_patch14_clip_224.openai"
+    file = repository / "snapshots" / "abc" / "open_clip_model.safetensors"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"not weights, so that the message shows that it was opened")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("abc")
+    with pytest.raises(UserError, match=r"snapshots.abc.open_clip_model.safetensors is damaged"):
+        on_meta("ViT-L-14-quickgelu").load_pretrained("openai")

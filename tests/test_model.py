@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import tfanet
 from tfanet import vmamba
@@ -97,13 +98,6 @@ def test_a_pair_does_not_see_its_batch(random_model):
     torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-6)
 
 
-def test_cross_scan_order():
-    x = torch.arange(6.0).view(1, 1, 2, 3)  # 0 1 2 / 3 4 5
-    scans = vmamba.cross_scan(x)[0, :, 0].tolist()
-    assert scans == [[0, 1, 2, 3, 4, 5], [0, 3, 1, 4, 2, 5], [5, 4, 3, 2, 1, 0], [5, 2, 4, 1, 3, 0]]
-    torch.testing.assert_close(vmamba.cross_merge(vmamba.cross_scan(x), 2, 3), 4 * x)
-
-
 @pytest.mark.parametrize(("directions", "height"), [(4, 5), (2, 1)])
 def test_ss2d_with_the_oracle_in_place_of_the_operation(monkeypatch, directions, height):
     torch.manual_seed(0)
@@ -167,6 +161,48 @@ def test_wfdm_weighs_coarse_against_fine():
         assert [depends_on(level) for level in range(4)] == [True, False, False, False]
 
 
+@pytest.fixture
+def decoder_inputs():
+    """A seeded WFDM of preset `tiny`, its four stages' features, words and valid positions."""
+    config = preset("tiny")
+    torch.manual_seed(0)
+    decoder = WFDM(config).eval()
+    nn.init.normal_(decoder.alpha)
+    fused = [torch.randn(2, c, 24 >> i, 24 >> i) for i, c in enumerate(config.vmamba_dims)]
+    words = [torch.randn(2, width, 5) for width in config.word_dims]
+    return decoder, (fused, words, torch.arange(5) < torch.tensor([[5], [3]]))
+
+
+def test_strata_are_equations_25_and_26(decoder_inputs):
+    decoder, (fused, words, valid) = decoder_inputs
+    with torch.inference_mode():
+        masks = decoder.strata(fused, words, valid)
+        assert [tuple(mask.shape) for mask in masks] == [(2, 32, 3 << j, 3 << j) for j in range(4)]
+        levels = []
+        for i in (3, 2, 1, 0):
+            delta = decoder.delta[i](words[i])
+            kernel = torch.stack([delta[0].mean(1), delta[1, :, :3].mean(1)])[:, :, None, None]
+            levels.append(kernel * decoder.lateral[i](fused[i]))
+        torch.testing.assert_close(masks[0], levels[0])
+        for j in range(3):
+            alpha = decoder.alpha[j].sigmoid()
+            up = nn.functional.interpolate(masks[j], scale_factor=2, mode="bilinear")
+            torch.testing.assert_close(
+                masks[j + 1], decoder.merge[j](alpha * up + (1 - alpha) * levels[j + 1])
+            )
+
+
+def test_score_map_is_foreground_minus_background(decoder_inputs):
+    decoder, inputs = decoder_inputs
+    with torch.inference_mode():
+        for mask in decoder.strata(*inputs):
+            background, foreground = decoder.score(mask)[0]
+            drawn = decoder.score_map(mask)
+            assert drawn.shape == (2, 1, *mask.shape[2:])
+            torch.testing.assert_close(drawn[0, 0], foreground - background)
+        assert decoder.half().score_map(mask.half()).dtype == torch.float32
+
+
 def test_normalisation_is_imagenets(random_model):
     image = torch.tensor([[[[124, 116, 104]]]], dtype=torch.uint8)
     x = random_model.normalise(image).flatten().numpy()
@@ -190,6 +226,12 @@ def test_normalisation_is_imagenets(random_model):
         ({"drop_path": 1.5}, "drop_path must be from 0 to 0.95"),
         ({"ssm_ratio": float("nan")}, "ssm_ratio must be"),
         ({"cfsm_blocks": -1}, "cfsm_blocks must be"),
+        ({"alignment": "cross"}, "alignment must be one of none, transformer, mlam, not 'cross'"),
+        ({"fusion": "mlam"}, "fusion must be one of conv, cfsm, not 'mlam'"),
+        ({"decoder": ""}, "decoder must be one of conv, wfdm, not ''"),
+        ({"decoder": None}, "wrong type: decoder"),
+        ({"transformer_heads": 3}, "transformer_dim 32 is not divisible by transformer_heads 3"),
+        ({"conv_decoder_dim": 0}, "conv_decoder_dim must be from 1"),
     ],
 )
 def test_impossible_configs_are_one_line(fields, message):

@@ -19,6 +19,7 @@ FOLDERS = {
 COMMANDS = {
     "tfanet-train": "tfanet.training.cli",
     "tfanet-data": "tfanet.data.cli",
+    "tfanet-count": "tfanet.counts_cli",
     "tfanet-export": "tfanet_export.cli",
     "tfanet-eval": "tfanet_eval.cli",
     "tfanet-predict": "tfanet_eval.predict_cli",

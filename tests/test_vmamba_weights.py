@@ -1,4 +1,4 @@
-"""Official VMamba checkpoints: strict loading, old names, and one line for every other file."""
+"""Official VMamba checkpoints: strict loading of every form they have, one line for every other file."""
 
 from __future__ import annotations
 
@@ -10,31 +10,60 @@ from tfanet.errors import UserError
 from tfanet.vmamba import VMamba
 
 CONFIG = preset("tiny", vmamba_dims=(8, 16, 16, 32), vmamba_depths=(1, 1, 2, 1), ssm_ratio=2.0)
+CLASSIFIER = {"classifier.norm.weight": torch.zeros(32), "classifier.head.weight": torch.zeros(10, 32)}
+OUTNORMS = {f"outnorm{i}.weight": torch.zeros(8) for i in range(4)}
 
 
-def as_official(model, *, old_names=False):
-    """The model's weights in the shapes, and with `old_names` the names, of an official checkpoint."""
+def encoder_of(model):
+    """The model's weights in the shapes of the official code of today: 1x1 layers are matrices."""
     state = {}
     for name, tensor in model.state_dict().items():
         pointwise = tensor.dim() > 2 and all(size == 1 for size in tensor.shape[2:])
-        value = tensor.flatten(1) if pointwise else tensor
-        if old_names:
-            for part in ("x_proj", "dt_projs"):
-                if name.endswith(f".{part}.weight"):
-                    name, value = (
-                        name.replace(f"{part}.weight", f"{part}_weight"),
-                        value.unflatten(0, (4, -1)),
-                    )
-            name = name.replace(".norm.", ".ln_1.").replace(".op.", ".self_attention.")
-            name = name.replace("downsample.1.", "downsample.reduction.").replace(
-                "downsample.3.", "downsample.norm."
-            )
-            name = name.replace("patch_embed.0.", "patch_embed.proj.").replace(
-                "patch_embed.2.", "patch_embed.norm."
-            )
-        state[name] = value.clone()
-    head = {"head.weight": torch.zeros(10, 32), "norm.weight": torch.zeros(32)}
-    return state | (head if old_names else {f"classifier.{name}": tensor for name, tensor in head.items()})
+        state[name] = (tensor.flatten(1) if pointwise else tensor).clone()
+    return state
+
+
+def released(model):
+    """The same in the names and shapes of the code of 2024, which wrote the released files."""
+    state = encoder_of(model)
+    for name in [name for name in state if name.endswith(("x_proj.weight", "dt_projs.weight"))]:
+        state[name.removesuffix(".weight") + "_weight"] = state.pop(name).unflatten(0, (4, -1))
+    return state
+
+
+def training(model):
+    """A checkpoint of the official training, whose weights average (`model_ema`) is left alone."""
+    state = released(model) | CLASSIFIER
+    average = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
+    return {
+        "model": state,
+        "model_ema": average,
+        "optimizer": {"state": {}},
+        "epoch": 3,
+        "max_accuracy": 80.0,
+    }
+
+
+def segmenter(model):
+    """A checkpoint of the official detection and segmentation, which are OpenMMLab's."""
+    backbone = {f"backbone.{name}": tensor for name, tensor in (released(model) | OUTNORMS).items()}
+    return {"meta": {"iter": 3}, "state_dict": backbone | {"decode_head.conv_seg.weight": torch.zeros(1)}}
+
+
+FORMS = {
+    "today": lambda model: encoder_of(model) | CLASSIFIER,
+    "released": lambda model: released(model) | CLASSIFIER,
+    "without-classifier": encoder_of,
+    "backbone": lambda model: released(model) | OUTNORMS,
+    "ours": lambda model: model.state_dict(),
+}
+FILES = {
+    "today": lambda model: {"model": FORMS["today"](model)},
+    "released": lambda model: {"model": FORMS["released"](model)},
+    "training": training,
+    "segmenter": segmenter,
+    "state-dict-alone": FORMS["released"],
+}
 
 
 @pytest.fixture(scope="module")
@@ -43,54 +72,100 @@ def source():
     return VMamba(CONFIG)
 
 
-@pytest.mark.parametrize("old_names", [False, True], ids=["today", "old-names"])
-@pytest.mark.parametrize("from_file", [False, True], ids=["state-dict", "file"])
-def test_weights_arrive_unchanged(source, tmp_path, old_names, from_file):
-    state = as_official(source, old_names=old_names)
-    assert set(state) != set(source.state_dict())
-    if from_file:
-        torch.save({"model": state}, tmp_path / "vssm.pth")
-    target = VMamba(CONFIG)
-    target.load_official(tmp_path / "vssm.pth" if from_file else state)
+def assert_same_weights(target, source):
     for name, tensor in source.state_dict().items():
         assert torch.equal(target.state_dict()[name], tensor), name
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_official_state_dict_arrives_unchanged(source, form):
+    target = VMamba(CONFIG)
+    target.load_official(FORMS[form](source))
+    assert_same_weights(target, source)
+
+
+@pytest.mark.parametrize("form", FILES)
+def test_every_official_file_arrives_unchanged(source, tmp_path, form):
+    torch.save(FILES[form](source), tmp_path / "vssm.pth")
+    target = VMamba(CONFIG)
+    target.load_official(tmp_path / "vssm.pth")
+    assert_same_weights(target, source)
+
+
+def renamed(state, old, new):
+    return {name.replace(old, new): tensor for name, tensor in state.items()}
+
+
+SOME = "layers.0.blocks.0.op.in_proj.weight"
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (
-            lambda state: state.pop("layers.0.blocks.0.op.Ds"),
-            r"1 parameters are missing \['layers.0.blocks.0.op.Ds'",
+        pytest.param(
+            lambda state: {n: t for n, t in state.items() if n != SOME},
+            rf"another variant: 1 parameters are missing \['{SOME}'\], 0 unknown",
+            id="missing",
         ),
-        (lambda state: state.update(extra=torch.zeros(1)), r"1 unknown \['extra'\]"),
-        (lambda state: state.update({"patch_embed.0.weight": torch.zeros(5, 3, 3, 3)}), r"is \[5, 3, 3, 3\]"),
-        (
-            lambda state: state.update(
-                {"layers.0.blocks.0.op.in_proj.weight": state["layers.0.blocks.0.op.in_proj.weight"].T}
-            ),
+        pytest.param(lambda state: state | {"extra": torch.zeros(1)}, r"1 unknown \['extra'\]", id="unknown"),
+        pytest.param(
+            lambda state: renamed(state, "layers.2.blocks.1.mlp", "layers.2.blocks.1.ffn"),
+            r"4 parameters are missing \['layers.2.blocks.1.mlp.*4 unknown \['layers.2.blocks.1.ffn",
+            id="half-renamed",
+        ),
+        pytest.param(
+            lambda state: renamed(renamed(state, ".norm.", ".ln_1."), ".op.", ".self_attention."),
+            r"parameters are missing .* unknown \['layers.0.blocks.0.ln_1",
+            id="first-version",
+        ),
+        pytest.param(
+            lambda state: {f"module.{name}": tensor for name, tensor in state.items()},
+            r"begin with 'module.': save its state dict as {name.removeprefix\('module.'\)",
+            id="ddp",
+        ),
+        pytest.param(
+            lambda state: {f"vmamba.{name}": tensor for name, tensor in state.items()},
+            r"begin with 'vmamba.'",
+            id="inside-a-model",
+        ),
+        pytest.param(lambda state: CLASSIFIER, r"110 parameters are missing", id="classifier-alone"),
+        pytest.param(
+            lambda state: state | {"patch_embed.0.weight": torch.zeros(5, 3, 3, 3)},
+            r"patch_embed.0.weight is \[5, 3, 3, 3\], this model has \[4, 3, 3, 3\]",
+            id="shape",
+        ),
+        pytest.param(
+            lambda state: state | {SOME: state[SOME].T},
             r"in_proj.weight is \[8, 16\], this model has \[16, 8, 1, 1\]",
+            id="transposed",
         ),
     ],
-    ids=["missing", "unknown", "shape", "transposed"],
 )
 def test_half_matching_checkpoints_are_refused(source, change, message):
-    state = as_official(source)
-    change(state)
-    with pytest.raises(UserError, match=message):
-        VMamba(CONFIG).load_official(state)
+    """And nothing of them is loaded."""
+    target = VMamba(CONFIG)
+    before = {name: tensor.clone() for name, tensor in target.state_dict().items()}
+    with pytest.raises(UserError, match=message) as caught:
+        target.load_official(change(encoder_of(source)))
+    assert "\n" not in str(caught.value)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in target.state_dict().items())
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "does not exist"),
-        (b"not a checkpoint", "no checkpoint|no PyTorch file"),
-        ({"model": {"epoch": 3}}, "holds no state dict"),
-        ([1, 2], "holds no state dict"),
-        ({"model": {}, "config": pytest.approx(1.0)}, "holds more than weights"),
+        pytest.param(None, "does not exist", id="missing"),
+        pytest.param(b"", "is empty", id="empty"),
+        pytest.param(b"not a checkpoint", "no checkpoint|no PyTorch file", id="garbage"),
+        pytest.param({"model": {"epoch": 3}}, "holds no state dict", id="other-model"),
+        pytest.param({"model_ema": {"a": torch.zeros(1)}}, "holds no state dict", id="average-alone"),
+        pytest.param([1, 2], "holds no state dict", id="list"),
+        pytest.param(
+            {"model": {}, "config": pytest.approx(1.0)},
+            r"more than weights .*weights_only=False\)\['model'\]",
+            id="objects",
+        ),
     ],
-    ids=["missing", "garbage", "other-model", "list", "objects"],
 )
 def test_wrong_files_are_one_line(tmp_path, content, message):
     path = tmp_path / "vssm.pth"
@@ -101,6 +176,15 @@ def test_wrong_files_are_one_line(tmp_path, content, message):
     with pytest.raises(UserError, match=message) as caught:
         VMamba(CONFIG).load_official(path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kept", [0.5, 0.999], ids=["half", "almost-all"])
+def test_a_truncated_file_is_one_line(source, tmp_path, kept):
+    path = tmp_path / "vssm.pth"
+    torch.save(FILES["released"](source), path)
+    path.write_bytes(path.read_bytes()[: int(kept * path.stat().st_size)])
+    with pytest.raises(UserError, match="truncated or no PyTorch file"):
+        VMamba(CONFIG).load_official(path)
 
 
 def test_a_damaged_safetensors_file_is_one_line(tmp_path):

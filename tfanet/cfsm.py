@@ -11,7 +11,6 @@ Readings where the paper leaves room:
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from tfanet.config import TFANetConfig
@@ -60,5 +59,4 @@ class CFSM(nn.Module):
         self.blocks = nn.Sequential(*(CFSMBlock(dim, config) for _ in range(config.cfsm_blocks)))
 
     def forward(self, fusion: Fusion) -> Tensor:
-        block = torch.cat([fusion.text, fusion.image, fusion.local], dim=1)  # (19)
-        return self.blocks(block).chunk(3, dim=1)[1]
+        return self.blocks(fusion.block).chunk(3, dim=1)[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from pathlib import Path
 
@@ -9,12 +10,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from tfanet.config import TFANetConfig
+from tfanet.config import FORMAT, TFANetConfig
 from tfanet.errors import UserError
 from tfanet.files import atomic_path, require_file
 from tfanet.model import TFANet
-
-FORMAT = "tfanet-1"
 
 
 def save_model(
@@ -41,14 +40,19 @@ def save_model(
             raise UserError(f"cannot write {path}: {error}") from error
 
 
-def load_model(path: str | Path) -> TFANet:
+def load_model(path: str | Path, *, image_size: int | None = None) -> TFANet:
     """The model of a checkpoint, FP32, on the CPU, in evaluation mode.
+
+    `image_size` replaces the size in its config: no weight depends on it, though a model sees best at the
+    size it was trained at.
 
     Raises `UserError` when the file is missing, truncated, no TFANet checkpoint, or does not hold exactly
     the tensors that its config asks for.
     """
     path = require_file(path, "checkpoint")
     config, tensors = _read(path)
+    if image_size is not None:
+        config = dataclasses.replace(config, image_size=image_size)
     with torch.device("meta"):  # sizes first: a wrong config must not ask for memory
         expected = TFANet(config).state_dict()
     missing, unknown = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
@@ -65,6 +69,12 @@ def load_model(path: str | Path) -> TFANet:
     model = TFANet(config)
     model.load_state_dict(tensors)
     return model.eval()
+
+
+def load_config(path: str | Path) -> TFANetConfig:
+    """The config of a checkpoint, without its weights; `UserError` as `load_model`."""
+    path = require_file(path, "checkpoint")
+    return _config(path, _metadata(path))
 
 
 def weights_sha256(model: TFANet) -> str:
@@ -87,9 +97,9 @@ def _metadata(path: Path) -> dict[str, str]:
         raise UserError(f"cannot read checkpoint {path}: {error.strerror or error}") from error
 
 
-def _config(path: str | Path, metadata: dict[str, str]) -> TFANetConfig:
-    if metadata.get("format") != FORMAT or "config" not in metadata:
-        raise UserError(f"{path} is a .safetensors file, but no TFANet checkpoint (no {FORMAT} config in it)")
+def _config(path: Path, metadata: dict[str, str]) -> TFANetConfig:
+    if not metadata.get("format", "").startswith("tfanet-") or "config" not in metadata:
+        raise UserError(f"{path} is a .safetensors file, but no TFANet checkpoint (no tfanet config in it)")
     return TFANetConfig.from_json(metadata["config"])
 
 

@@ -86,6 +86,16 @@ def track(items: Iterable[T], description: str, total: int | None = None) -> Ite
         yield from progress.track(items, total=total, description=description)
 
 
+def peak_memory() -> int:
+    """Bytes of memory that this process has held at most; 0 where the system does not say (Windows)."""
+    try:
+        import resource
+    except ImportError:
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
 @contextmanager
 def working(message: str) -> Iterator[None]:
     """Show `message` with a spinner and the elapsed time while the block runs, on stderr."""

@@ -1,4 +1,4 @@
-"""Small building blocks that several modules share. Feature maps are [B, C, H, W] everywhere."""
+"""Small building blocks that several modules share. Feature maps are [B, C, H, W] between modules."""
 
 from __future__ import annotations
 
@@ -7,11 +7,31 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+def channels_last(x: Tensor) -> Tensor:
+    """[B, C, H, W] -> [B, H, W, C]: a view where the map lies in memory that way, else a copy."""
+    return x.permute(0, 2, 3, 1).contiguous()
+
+
+def channels_first(x: Tensor) -> Tensor:
+    """[B, H, W, C] -> [B, C, H, W], a view."""
+    return x.permute(0, 3, 1, 2)
+
+
 class LayerNorm2d(nn.LayerNorm):
-    """LayerNorm over the channels of a feature map [B, C, H, W]."""
+    """LayerNorm over the channels of a feature map [B, C, H, W]; the result lies channels last in memory."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return super().forward(input.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return channels_first(super().forward(channels_last(input)))
+
+
+class Pointwise(nn.Conv2d):
+    """A 1x1 convolution of channels-last maps [B, H, W, C], as a matrix product."""
+
+    def __init__(self, inputs: int, outputs: int, bias: bool = True) -> None:
+        super().__init__(inputs, outputs, 1, bias=bias)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.linear(input, self.weight.flatten(1), self.bias)
 
 
 def resize(x: Tensor, size: tuple[int, int]) -> Tensor:

@@ -90,7 +90,7 @@ class MLAM(nn.Module):
 
 
 class Fusion(NamedTuple):
-    """What one stage's KPS hands on."""
+    """What one stage's KPS hands on, here or in a variant (`tfanet.baseline`, `tfanet.transformer`)."""
 
     text: Tensor
     """F~_VL [B, C, H, W], equation 17."""
@@ -99,7 +99,12 @@ class Fusion(NamedTuple):
     local: Tensor
     """F_c [B, C, H, W], from equation 16."""
     words: Tensor
-    """F_VL [B, d, L]: the word features that the decoder uses again."""
+    """F_VL [B, d, L], d of `TFANetConfig.word_dims`: the word features that the decoder uses again."""
+
+    @property
+    def block(self) -> Tensor:
+        """F_Block = [F~_VL, F~_LV, F_c], [B, 3C, H, W], equation 19."""
+        return torch.cat([self.text, self.image, self.local], dim=1)
 
 
 class KnowledgePlus(nn.Module):

@@ -5,25 +5,37 @@ image ---> VMamba stage 1 ---> stage 2 ---> stage 3 ---> stage 4
 sentence -> CLIP -> KPS (MLAM, mlam.py) -> KFS (CFSM, cfsm.py)      at each of the four stages
               |                                    |
               +--------> KIS (WFDM, wfdm.py) <-----+ ----> mask logits
+
+The ablation variants of Table 3 put other parts in the places of KPS, KFS and KIS (`ALIGNMENTS`, `FUSIONS`,
+`DECODERS`); the path is the same.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from tfanet.baseline import ConvDecoder, ConvFusion, WordProduct
 from tfanet.cfsm import CFSM
 from tfanet.config import TFANetConfig, preset
 from tfanet.mlam import KnowledgePlus
 from tfanet.text import TextEncoder
+from tfanet.transformer import JointTransformer
 from tfanet.vmamba import VMamba
 from tfanet.wfdm import WFDM
 
 IMAGE_MEAN = (0.485, 0.456, 0.406)
 IMAGE_STD = (0.229, 0.224, 0.225)
 """ImageNet's mean and deviation of RGB in 0..1, as VMamba was trained."""
+
+ALIGNMENTS = {"none": WordProduct, "transformer": JointTransformer, "mlam": KnowledgePlus}
+"""[B, C_i, H_i, W_i] and `TextFeatures` -> `Fusion`, by `TFANetConfig.alignment`."""
+FUSIONS = {"conv": ConvFusion, "cfsm": CFSM}
+"""`Fusion` -> F_i [B, C_i, H_i, W_i], by `TFANetConfig.fusion`."""
+DECODERS = {"conv": ConvDecoder, "wfdm": WFDM}
+"""F_i, word features and valid positions -> mask logits [B, S, S], by `TFANetConfig.decoder`."""
 
 
 class TFANet(nn.Module):
@@ -37,10 +49,10 @@ class TFANet(nn.Module):
         self.config = config
         self.vmamba = VMamba(config)
         self.text = TextEncoder(config.text_tower)
-        dims = config.vmamba_dims
-        self.plus = nn.ModuleList(KnowledgePlus(dim, self.text.width, config) for dim in dims)
-        self.fusion = nn.ModuleList(CFSM(dim, config) for dim in dims)
-        self.decoder = WFDM(config)
+        align, fuse, decoder = ALIGNMENTS[config.alignment], FUSIONS[config.fusion], DECODERS[config.decoder]
+        self.plus = nn.ModuleList(align(dim, self.text.width, config) for dim in config.vmamba_dims)
+        self.fusion = nn.ModuleList(fuse(dim, config) for dim in config.vmamba_dims)
+        self.decoder = decoder(config)
         for name, values in {"image_mean": IMAGE_MEAN, "image_std": IMAGE_STD}.items():
             scaled = 255 * torch.tensor(values).view(1, 3, 1, 1)
             self.register_buffer(name, scaled, persistent=False)
@@ -62,7 +74,7 @@ class TFANet(nn.Module):
         """uint8 [B, S, S, 3] -> [B, 3, S, S] in the model's dtype, computed in FP32."""
         # Cast first: TensorRT takes uint8 as a network input and as the input of a cast, nowhere else.
         x = (image.float().permute(0, 3, 1, 2) - self.image_mean.float()) / self.image_std.float()
-        return x.to(self.decoder.alpha.dtype)
+        return x.to(cast(Tensor, self.vmamba.patch_embed[0].weight).dtype)
 
 
 def build_model(name: str = "base", **overrides: Any) -> TFANet:

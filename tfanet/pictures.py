@@ -17,7 +17,9 @@ from tfanet.files import atomic_path, require_writable
 SUFFIXES = (".png", ".jpg", ".jpeg")
 PREDICTION: tuple[int, int, int] = (0, 168, 255)
 TRUTH: tuple[int, int, int] = (255, 214, 10)
-_PAPER, _INK, _FAINT = (250, 250, 248), (30, 32, 38), (118, 120, 128)
+PAPER: tuple[int, int, int] = (250, 250, 248)
+INK: tuple[int, int, int] = (30, 32, 38)
+FAINT: tuple[int, int, int] = (118, 120, 128)
 _GOOD, _FAIR, _POOR = (22, 138, 72), (186, 117, 8), (200, 44, 52)
 _TINT = 0.6
 _PICTURE, _SEAM, _GAP, _CAPTION, _HEAD = 224, 4, 20, 44, 44
@@ -83,7 +85,7 @@ def contact_sheet(cells: Sequence[Cell], columns: int = 3, title: str = "") -> I
     columns = max(1, min(columns, len(cells)))
     rows = -(-len(cells) // columns)
     across, down = 2 * _PICTURE + _SEAM + _GAP, _PICTURE + _CAPTION + _GAP
-    sheet = Image.new("RGB", (columns * across + _GAP, _HEAD + rows * down + _GAP), _PAPER)
+    sheet = Image.new("RGB", (columns * across + _GAP, _HEAD + rows * down + _GAP), PAPER)
     pen = ImageDraw.Draw(sheet)
     truths, masks = (
         any(cell.truth is not None for cell in cells),
@@ -119,25 +121,25 @@ def _caption(pen: ImageDraw.ImageDraw, cell: Cell, left: int, top: int) -> None:
     right = left + 2 * _PICTURE + _SEAM
     room = 2 * _PICTURE
     if cell.iou is not None:
-        figure, font = f"IoU {cell.iou:.2f}", _font(15)
+        figure, font = f"IoU {cell.iou:.2f}", lettering(15)
         pen.text((right, top), figure, _worth(cell.iou), font, "ra")
         room -= round(pen.textlength(figure, font)) + 12
-    font = _font(15)
+    font = lettering(15)
     letters = max(8, round(room / max(1.0, pen.textlength("n", font))))
     lines = textwrap.wrap(" ".join(cell.sentence.split()), letters, max_lines=2, placeholder=" …")
-    pen.multiline_text((left, top), "\n".join(lines), _INK, font, spacing=3)
+    pen.multiline_text((left, top), "\n".join(lines), INK, font, spacing=3)
 
 
 def _head(
     pen: ImageDraw.ImageDraw, width: int, title: str, colours: list[tuple[str, tuple[int, int, int]]]
 ) -> None:
     """The title at the left, what the colours mean at the right."""
-    font, small = _font(18), _font(14)
+    font, small = lettering(18), lettering(14)
     middle = _HEAD // 2 + 2
-    pen.text((_GAP, middle), title, _INK, font, "lm")
+    pen.text((_GAP, middle), title, INK, font, "lm")
     place = width - _GAP
     for name, colour in colours:
-        pen.text((place, middle), name, _FAINT, small, "rm")
+        pen.text((place, middle), name, FAINT, small, "rm")
         place -= round(pen.textlength(name, small)) + 8
         box = (place - 16, middle - 6, place, middle + 6)
         pen.rounded_rectangle(box, 3, colour if colour == PREDICTION else None, colour, 3)
@@ -150,7 +152,8 @@ def _worth(iou: float) -> tuple[int, int, int]:
     return _FAIR if iou >= 0.5 else _POOR
 
 
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+def lettering(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """The one typeface of all pictures, `size` pixels high; it has the characters of ASCII and few more."""
     return ImageFont.load_default(size)
 
 

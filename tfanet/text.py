@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import difflib
+import warnings
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from tfanet.errors import UserError
+from tfanet.files import require_file
 
 TOWERS: dict[str, dict[str, Any]] = {
     "tiny": {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 2},
 }
 """Towers of the project's own, in the form of open_clip's `text_cfg`; open_clip's CLIP names work too."""
+
+HUB_SECONDS = 10
+"""How long the hub may take to answer before a download is given up."""
 
 
 class TextFeatures(NamedTuple):
@@ -35,11 +43,16 @@ def tower_config(name: str) -> dict[str, Any]:
     import open_clip
     from open_clip.transformer import QuickGELU
 
-    config = {"text_cfg": TOWERS[name]} if name in TOWERS else open_clip.get_model_config(name)
-    if config is None or "width" not in config.get("text_cfg", {}):
+    known = open_clip.list_models()
+    if name not in TOWERS and name not in known:
+        near = " or ".join(difflib.get_close_matches(name, known)) or "a CLIP name such as ViT-L-14"
         raise UserError(
-            f"unknown text tower {name!r}: use an open_clip CLIP name such as ViT-L-14, or 'tiny'"
+            f"unknown text tower {name!r}: use {near}, or 'tiny'; this lists all: "
+            "python -c 'import open_clip; print(*open_clip.list_models())'"
         )
+    config = {"text_cfg": TOWERS[name]} if name in TOWERS else cast(dict, open_clip.get_model_config(name))
+    if "width" not in config["text_cfg"]:
+        raise _not_clip(name, "it is a model of the Hugging Face hub")
     return config["text_cfg"] | {"act_layer": QuickGELU if config.get("quick_gelu") else nn.GELU}
 
 
@@ -55,22 +68,41 @@ class TextEncoder(nn.Module):
         try:
             self.tower = TextTransformer(**config, output_dim=None)
         except TypeError as error:
-            raise UserError(f"text tower {name!r} is not of CLIP's own kind: {error}") from error
+            raise _not_clip(name, str(error)) from error
+        if (self.tower.context_length, self.tower.vocab_size) != (77, 49408):
+            raise _not_clip(name, "it does not read 77 tokens of CLIP's vocabulary")
+        if self.tower.attn_mask is None or self.tower.cls_emb is not None:
+            raise _not_clip(name, "its attention is not causal")
         self.width: int = config["width"]
 
     def load_pretrained(self, source: str) -> None:
         """Load this tower's weights from a CLIP: a checkpoint file, or one of open_clip's pretrained tags.
 
-        A tag is downloaded by open_clip on first use. Raises `UserError` when the tower is the project's
-        own, the tag is unknown or cannot be had, or the file is no checkpoint of this CLIP.
+        A file is OpenAI's archive (.pt), or a state dict of open_clip (.pt, .bin, .safetensors); it may lack
+        the image part. A tag is downloaded by open_clip on first use. Strict: every parameter is filled, and
+        no text layer is left over. Raises `UserError` when the tower is the project's own, the tag is unknown
+        or cannot be had, or the file is no checkpoint of this CLIP.
         """
         if self.name in TOWERS:
             raise UserError(
                 f"the text tower {self.name!r} has no CLIP weights; use a preset with a CLIP tower"
             )
-        clip = _pretrained_clip(self.name, source)
-        text = getattr(clip, "text", clip).state_dict()
-        self.tower.load_state_dict({name: text[name] for name in self.tower.state_dict()})
+        path = Path(source) if Path(source).is_file() else _download(self.name, source)
+        given = _text_part(_read_clip(path, self.name))
+        expected = self.tower.state_dict()
+        missing, unknown = sorted(expected.keys() - given.keys()), sorted(given.keys() - expected.keys())
+        if missing or unknown:
+            raise UserError(
+                f"{path} is no checkpoint of {self.name}: {len(missing)} parameters are missing "
+                f"{missing[:2]}, {len(unknown)} unknown {unknown[:2]}"
+            )
+        for name, tensor in given.items():
+            if tensor.shape != expected[name].shape:
+                raise UserError(
+                    f"{path} is a checkpoint of another CLIP than {self.name}: {name} is {[*tensor.shape]}, "
+                    f"this tower has {[*expected[name].shape]}"
+                )
+        self.tower.load_state_dict(given)
 
     def forward(self, tokens: Tensor) -> TextFeatures:
         length = tokens.shape[1]
@@ -88,25 +120,88 @@ class TextEncoder(nn.Module):
         return TextFeatures(words, sentence, valid)
 
 
-def _pretrained_clip(name: str, source: str) -> nn.Module:
-    """The whole CLIP with its weights; only open_clip knows all the forms that its checkpoints have."""
-    import open_clip
+def _not_clip(name: str, reason: str) -> UserError:
+    return UserError(
+        f"the text tower {name!r} is not of CLIP's own kind ({reason}); use one such as ViT-L-14 or ViT-B-16"
+    )
 
-    is_file, tags = Path(source).is_file(), open_clip.list_pretrained_tags_by_model(name)
-    if not is_file and source not in tags:
+
+def _require_activation(name: str, source: str, quick: bool) -> None:
+    """`UserError` when the weights in `source` were trained with the other activation than tower `name`."""
+    if quick == (tower_config(name)["act_layer"] is not nn.GELU):
+        return
+    other = f"{name}-quickgelu" if quick else name.removesuffix("-quickgelu")
+    raise UserError(f"{source} was trained with another activation than {name}; use text_tower {other}")
+
+
+def _download(name: str, tag: str) -> Path:
+    """The checkpoint file of a pretrained tag, from the hub's cache or downloaded into it."""
+    import huggingface_hub
+    import open_clip
+    from open_clip.constants import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
+
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    if tag not in tags:
         known = ", ".join(tags) or "none"
-        raise UserError(f"{source!r} is neither a file nor a pretrained tag of {name} (its tags: {known})")
-    if not is_file:
-        quick = bool(open_clip.get_pretrained_cfg(name, source).get("quick_gelu"))
-        if quick != bool((open_clip.get_model_config(name) or {}).get("quick_gelu")):
-            other = f"{name}-quickgelu" if quick else name.removesuffix("-quickgelu")
-            raise UserError(
-                f"{source} was trained with another activation than {name}; use text_tower {other}"
-            )
+        raise UserError(f"{tag!r} is neither a file nor a pretrained tag of {name} (its tags: {known})")
+    config = open_clip.get_pretrained_cfg(name, tag)
+    _require_activation(name, tag, bool(config.get("quick_gelu")))
+    place = PurePosixPath(config["hf_hub"])
+    if config["hf_hub"].endswith("/"):
+        repository, files = place, (HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME)
+    else:
+        repository, files = place.parent, (place.with_suffix(".safetensors").name, place.name)
+    for file in files:
+        cached = huggingface_hub.try_to_load_from_cache(str(repository), file)
+        if isinstance(cached, str):
+            return Path(cached)
+    hub = huggingface_hub.constants.ENDPOINT
     try:
-        return open_clip.create_model(name, pretrained=source)
-    except Exception as error:  # the network, the hub and every file format raise their own kinds
-        what = " ".join(str(error).split())[:200]
-        if is_file:
-            raise UserError(f"{source} is damaged or no checkpoint of {name}: {what}") from error
-        raise UserError(f"cannot download {source} for {name}: {what}; give a checkpoint file") from error
+        # Without this question a machine without internet waits for dozens of the hub's own retries.
+        huggingface_hub.get_session().head(hub, timeout=HUB_SECONDS)
+        return Path(open_clip.download_pretrained(config))
+    except Exception as error:  # the network and the hub raise kinds of their own
+        raise UserError(
+            f"cannot download {tag} for {name} ({_one_line(error)}); fetch {hub}/{repository} ({files[0]}) "
+            "on a machine with internet and give that file"
+        ) from error
+
+
+def _read_clip(path: Path, name: str) -> Mapping[str, Tensor]:
+    """The state dict of a checkpoint file. OpenAI's own archives are TorchScript."""
+    from open_clip.factory import load_state_dict
+
+    require_file(path, "CLIP checkpoint")
+    try:
+        if _is_torchscript(path):
+            _require_activation(name, str(path), quick=True)
+            with warnings.catch_warnings(action="ignore"):  # there is no other way to read such a file
+                state = torch.jit.load(path, map_location="cpu").state_dict()
+        else:
+            state = load_state_dict(str(path))
+    except UserError:
+        raise
+    except Exception as error:  # every file format raises its own kinds
+        raise UserError(f"{path} is damaged or no CLIP checkpoint: {_one_line(error)}") from error
+    if not isinstance(state, Mapping) or not all(isinstance(t, Tensor) for t in state.values()):
+        raise UserError(f"{path} holds no state dict of a CLIP")
+    return state
+
+
+def _is_torchscript(path: Path) -> bool:
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
+
+
+def _text_part(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tower's parameters in the state dict of a CLIP, of either of open_clip's two arrangements."""
+    if any(name.startswith("text.token_embedding.") for name in state):
+        state = {n.removeprefix("text."): tensor for n, tensor in state.items() if n.startswith("text.")}
+    own = ("token_embedding.", "positional_embedding", "transformer.", "ln_final.")
+    return {name: tensor for name, tensor in state.items() if name.startswith(own)}
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

@@ -1,7 +1,8 @@
 """VMamba image encoder (Liu et al., "VMamba: Visual State Space Model", 2024), variant `v05_noz`.
 
 Four stages of VSS blocks at stride 4, 8, 16 and 32, C_1..C_4 channels. Parameter names are those of the
-official checkpoints. All feature maps are [B, C, H, W].
+official checkpoints. Feature maps are [B, C, H, W] between modules and lie channels last in memory, which is
+how normalisations, 1x1 layers and the scan read them.
 """
 
 from __future__ import annotations
@@ -22,23 +23,11 @@ from torchvision.ops import StochasticDepth
 from tfanet.config import TFANetConfig
 from tfanet.errors import UserError
 from tfanet.files import require_file
-from tfanet.layers import LayerNorm2d
-from tfanet.ops import selective_scan
+from tfanet.layers import LayerNorm2d, Pointwise, channels_first, channels_last
+from tfanet.ops import cross_selective_scan, selective_scan
 
 DT_RANGE = (1e-3, 1e-1)
 """dt = softplus(delta_bias) starts log-uniform in this range, as in Mamba."""
-
-
-def cross_scan(x: Tensor) -> Tensor:
-    """Four traversals of [B, D, H, W] -> [B, 4, D, H*W]: by rows, by columns, and both reversed."""
-    forward = torch.stack([x.flatten(2), x.mT.flatten(2)], dim=1)
-    return torch.cat([forward, forward.flip(-1)], dim=1)
-
-
-def cross_merge(y: Tensor, height: int, width: int) -> Tensor:
-    """Sum of the four traversals [B, 4, D, H*W], each back in raster order -> [B, D, H, W]."""
-    both = y[:, :2] + y[:, 2:].flip(-1)
-    return both[:, 0].unflatten(-1, (height, width)) + both[:, 1].unflatten(-1, (width, height)).mT
 
 
 class SS2D(nn.Module):
@@ -54,7 +43,7 @@ class SS2D(nn.Module):
         super().__init__()
         self.dt_rank = math.ceil(dim / 16)
         self.state, self.directions = state, directions
-        self.in_proj = nn.Conv2d(inputs or dim, inner, 1, bias=False)
+        self.in_proj = Pointwise(inputs or dim, inner, bias=False)
         self.conv2d = nn.Conv2d(inner, inner, 3, padding=1, groups=inner, bias=False)
         self.x_proj = nn.Conv1d(
             directions * inner, directions * (self.dt_rank + 2 * state), 1, groups=directions, bias=False
@@ -65,8 +54,8 @@ class SS2D(nn.Module):
         self.dt_projs_bias = nn.Parameter(torch.empty(directions, inner))
         self.A_logs = nn.Parameter(torch.empty(directions * inner, state))
         self.Ds = nn.Parameter(torch.ones(directions * inner))
-        self.out_norm = LayerNorm2d(inner)
-        self.out_proj = nn.Conv2d(inner, dim, 1, bias=False)
+        self.out_norm = nn.LayerNorm(inner)
+        self.out_proj = Pointwise(inner, dim, bias=False)
         self.reset_scan_parameters()
 
     def reset_scan_parameters(self) -> None:
@@ -80,25 +69,35 @@ class SS2D(nn.Module):
             nn.init.uniform_(self.dt_projs.weight, -bound, bound)
 
     def forward(self, x: Tensor) -> Tensor:
-        height, width = x.shape[-2:]
-        x = F.silu(self.conv2d(self.in_proj(x)))
-        if self.directions == 4:
-            u = cross_scan(x)  # [B, K, D, L]
-        else:
-            flat = x.flatten(2)
-            u = torch.stack([flat, flat.flip(-1)], dim=1)
-        u = u.flatten(1, 2)  # [B, K*D, L]
-        projected = self.x_proj(u).unflatten(1, (self.directions, -1))  # [B, K, R+2N, L]
-        dt, B, C = projected.split([self.dt_rank, self.state, self.state], dim=2)
-        delta = self.dt_projs(dt.flatten(1, 2))  # [B, K*D, L]
+        x = channels_first(self.in_proj(channels_last(x)))
+        x = channels_last(F.silu(self.conv2d(x)))  # [B, H, W, D]
+        # dt, B and C of every direction, K (R + 2N) values a pixel: the same in whatever order pixels are
+        # read.
+        p = F.linear(x, self.x_proj.weight.flatten(1))
         A = -torch.exp(self.A_logs.float())
-        y = selective_scan(u, delta, A, B, C, self.Ds.float(), self.dt_projs_bias.flatten().float())
-        y = y.unflatten(1, (self.directions, -1))
-        if self.directions == 4:
-            merged = cross_merge(y, height, width)
-        else:
-            merged = (y[:, 0] + y[:, 1].flip(-1)).unflatten(-1, (height, width))
-        return self.out_proj(self.out_norm(merged).to(x.dtype))
+        scan = cross_selective_scan if self.directions == 4 else self._scan_both_ways
+        parameters = (
+            self.dt_projs.weight.flatten(1),
+            A,
+            self.Ds.float(),
+            self.dt_projs_bias.flatten().float(),
+        )
+        y = self.out_norm(scan(x, p, *parameters)).to(x.dtype)
+        return channels_first(self.out_proj(y))
+
+    def _scan_both_ways(
+        self, x: Tensor, p: Tensor, dt_weight: Tensor, A: Tensor, D: Tensor, delta_bias: Tensor
+    ) -> Tensor:
+        """`cross_selective_scan` for a sequence x [B, 1, L, D] that is read forwards and backwards."""
+        u = x.flatten(1, 2).mT  # [B, D, L]
+        p = p.flatten(1, 2).mT.unflatten(1, (2, -1))  # [B, 2, R+2N, L]
+        p = torch.stack([p[:, 0], p[:, 1].flip(-1)], dim=1)
+        dt, B, C = p.split([self.dt_rank, self.state, self.state], dim=2)
+        delta = dt_weight.unflatten(0, (2, -1)) @ dt  # [B, 2, D, L]
+        y = selective_scan(
+            torch.cat([u, u.flip(-1)], dim=1), delta.flatten(1, 2), A, B, C, D, delta_bias
+        ).unflatten(1, (2, -1))
+        return (y[:, 0] + y[:, 1].flip(-1)).mT.unsqueeze(1)
 
 
 class Mlp(nn.Module):
@@ -106,11 +105,11 @@ class Mlp(nn.Module):
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
-        self.fc1 = nn.Conv2d(dim, hidden, 1)
-        self.fc2 = nn.Conv2d(hidden, dim, 1)
+        self.fc1 = Pointwise(dim, hidden)
+        self.fc2 = Pointwise(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))
+        return channels_first(self.fc2(F.gelu(self.fc1(channels_last(x)))))
 
 
 class VSSBlock(nn.Module):
@@ -169,15 +168,23 @@ class VMamba(nn.Module):
         return cast("list[Stage]", list(self.layers))
 
     def load_official(self, source: str | Path | Mapping[str, Tensor]) -> None:
-        """Load the weights of an official classification checkpoint (`vssm*.pth`), or its state dict.
+        """Load the weights of an official checkpoint, or its state dict.
 
-        Strict: every parameter is filled, and nothing but the classifier is left over. Raises `UserError`
-        when the file is missing or unreadable, or when the checkpoint is of a variant with other sizes.
+        That is a classification checkpoint (`vssm*.pth`), of which `model` is taken, not `model_ema`, as the
+        official code does; or a detection or segmentation checkpoint, of which the backbone is taken.
+        Strict: every parameter is filled, and nothing is left over but what follows the stages there, the
+        classifier or the norms `outnorm0` to `outnorm3`. Raises `UserError` when the file is missing or
+        unreadable, or when the checkpoint is of a variant with other sizes.
         """
         state = source if isinstance(source, Mapping) else _read_official(source)
-        given = {name: t for name, t in official_names(state).items() if not name.startswith("classifier.")}
+        given = official_names(state)
         expected = self.state_dict()
         missing, unknown = sorted(expected.keys() - given.keys()), sorted(given.keys() - expected.keys())
+        if prefix := _common_prefix(missing, unknown):
+            raise UserError(
+                f"the names in the VMamba checkpoint begin with {prefix!r}: save its state dict as "
+                f"{{name.removeprefix({prefix!r}): tensor for name, tensor in state.items()}}"
+            )
         if missing or unknown:
             raise UserError(
                 f"the VMamba checkpoint is of another variant: {len(missing)} parameters are missing "
@@ -200,27 +207,29 @@ class VMamba(nn.Module):
         return outputs
 
 
-_RENAMES = (
-    (r"\.ln_1\.", ".norm."),
-    (r"\.self_attention\.", ".op."),
-    (r"\.(x_proj|dt_projs)_weight$", r".\1.weight"),
-    (r"\.downsample\.reduction\.", ".downsample.1."),
-    (r"\.downsample\.norm\.", ".downsample.3."),
-    (r"^patch_embed\.proj\.", "patch_embed.0."),
-    (r"^patch_embed\.norm\.", "patch_embed.2."),
-    (r"^(norm|head)\.", r"classifier.\1."),
-)
-"""Names of older official checkpoints -> today's."""
+_AFTER_THE_STAGES = re.compile(r"(classifier|outnorm\d)\.")
+_PARAMETERS_OF_2024 = re.compile(r"\.(x_proj|dt_projs)_weight$")
 
 
 def official_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state dict of an official checkpoint under today's official names, which are ours."""
-    renamed = {}
-    for name, tensor in state.items():
-        for old, new in _RENAMES:
-            name = re.sub(old, new, name)
-        renamed[name] = tensor
-    return renamed
+    """The encoder's part of an official state dict, under our names, which are the official code's of today.
+
+    The released files hold `x_proj_weight` and `dt_projs_weight`, the names of the code that trained them.
+    """
+    if any(name.startswith("backbone.") for name in state):  # a detector or segmenter of OpenMMLab's
+        state = {n.removeprefix("backbone."): t for n, t in state.items() if n.startswith("backbone.")}
+    return {
+        _PARAMETERS_OF_2024.sub(r".\1.weight", name): tensor
+        for name, tensor in state.items()
+        if not _AFTER_THE_STAGES.match(name)
+    }
+
+
+def _common_prefix(missing: list[str], unknown: list[str]) -> str:
+    """What stands before every missing name among the unknown ones, `module.` for one; empty if nothing."""
+    first = min(missing, key=len, default="")
+    prefixes = [name.removesuffix(first) for name in unknown if first and name.endswith(f".{first}")]
+    return next((p for p in prefixes if all(f"{p}{name}" in unknown for name in missing)), "")
 
 
 def _fits(given: torch.Size, expected: torch.Size) -> bool:
@@ -238,11 +247,12 @@ def _read_official(path: str | Path) -> Mapping[str, Tensor]:
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{path} holds more than weights or is no checkpoint; if you trust it, keep its weights alone: "
-            "torch.save({'model': torch.load(path, weights_only=False)['model']}, new_path)"
+            "torch.save(torch.load(path, weights_only=False)['model'], new_path), with 'state_dict' in place "
+            "of 'model' for a detector or segmenter"
         ) from error
     except (RuntimeError, EOFError, ValueError, KeyError, SafetensorError) as error:
         raise UserError(f"VMamba checkpoint {path} is truncated or no PyTorch file") from error
-    state = content.get("model", content) if isinstance(content, dict) else None
+    state = content.get("model", content.get("state_dict", content)) if isinstance(content, dict) else None
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"{path} holds no state dict of a VMamba")
     return state

@@ -24,12 +24,20 @@ from tfanet.config import TFANetConfig
 from tfanet.layers import masked_mean, resize
 
 
-def _conv_bn_relu(inputs: int, outputs: int, kernel: int) -> nn.Sequential:
+def conv_bn_relu(inputs: int, outputs: int, kernel: int) -> nn.Sequential:
+    """[B, inputs, H, W] -> [B, outputs, H, W]; the convolution's padding keeps H and W."""
     return nn.Sequential(
         nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False),
         nn.BatchNorm2d(outputs),
         nn.ReLU(inplace=True),
     )
+
+
+def foreground_score(scores: Tensor) -> Tensor:
+    """Background and foreground [B, 2, H, W] -> foreground minus background, float32 [B, 1, H, W]."""
+    # float32 from here: the logits are compared with 0, and FP16 would move the border.
+    background, foreground = scores.float().unbind(1)
+    return (foreground - background)[:, None]
 
 
 class WFDM(nn.Module):
@@ -38,30 +46,42 @@ class WFDM(nn.Module):
     def __init__(self, config: TFANetConfig) -> None:
         super().__init__()
         dim, levels = config.decoder_dim, len(config.vmamba_dims)
-        self.lateral = nn.ModuleList(_conv_bn_relu(c, dim, 1) for c in config.vmamba_dims)
-        deltas = [nn.Conv1d(config.mlam_dim, dim, 1) for _ in range(levels)]
+        self.lateral = nn.ModuleList(conv_bn_relu(c, dim, 1) for c in config.vmamba_dims)
+        deltas = [nn.Conv1d(width, dim, 1) for width in config.word_dims]
         for delta in deltas:
             nn.init.ones_(cast(Tensor, delta.bias))
         self.delta = nn.ModuleList(deltas)
         self.alpha = nn.Parameter(torch.zeros(levels - 1))
-        self.merge = nn.ModuleList(_conv_bn_relu(dim, dim, 3) for _ in range(levels - 1))
-        self.refine = nn.ModuleList(_conv_bn_relu(dim, dim, 3) for _ in range(2))
+        self.merge = nn.ModuleList(conv_bn_relu(dim, dim, 3) for _ in range(levels - 1))
+        self.refine = nn.ModuleList(conv_bn_relu(dim, dim, 3) for _ in range(2))
         self.score = nn.Conv2d(dim, 2, 1)
 
     def forward(self, fused: Sequence[Tensor], words: Sequence[Tensor], valid: Tensor) -> Tensor:
-        """F_F_i [B, C_i, H_i, W_i], F_VL_i [B, d, L], i = 1..4, valid [B, L] -> float32 [B, S, S]."""
-        masks = []
-        for i, (feature, word) in enumerate(zip(fused, words, strict=True)):
-            kernel = masked_mean(self.delta[i](word), valid)[:, :, None, None]  # (23)
-            masks.append(kernel * self.lateral[i](feature))  # (24)
-        mask = masks.pop()  # (25)
-        for step, finer in enumerate(reversed(masks)):
-            alpha = torch.sigmoid(self.alpha[step])
-            up = resize(mask, (finer.shape[2], finer.shape[3]))
-            mask = self.merge[step](alpha * up + (1 - alpha) * finer)  # (26)
-        mask = self.refine[0](mask)
+        """F_F_i [B, C_i, H_i, W_i], F_VL_i [B, d_i, L], i = 1..4, valid [B, L] -> float32 [B, S, S].
+
+        d_i is `TFANetConfig.word_dims`.
+        """
+        mask = self.refine[0](self.strata(fused, words, valid)[-1])
         height, width = mask.shape[2:]
         mask = self.refine[1](resize(mask, (2 * height, 2 * width)))
-        # float32 from here: the logits are compared with 0, and FP16 would move the border.
-        background, foreground = self.score(mask).float().unbind(1)
-        return resize((foreground - background)[:, None], (4 * height, 4 * width)).squeeze(1)
+        return resize(self.score_map(mask), (4 * height, 4 * width)).squeeze(1)
+
+    def strata(self, fused: Sequence[Tensor], words: Sequence[Tensor], valid: Tensor) -> list[Tensor]:
+        """The accumulated masks M_1..M_4 of equations 25 and 26, coarsest first.
+
+        Takes what `forward` takes; M_j is [B, D, H_i, W_i] with i = 5 - j: strides 32, 16, 8, 4.
+        """
+        levels = []
+        for i, (feature, word) in enumerate(zip(fused, words, strict=True)):
+            kernel = masked_mean(self.delta[i](word), valid)[:, :, None, None]  # (23)
+            levels.append(kernel * self.lateral[i](feature))  # (24)
+        masks = [levels.pop()]  # M_1, (25)
+        for step, finer in enumerate(reversed(levels)):
+            alpha = torch.sigmoid(self.alpha[step])
+            up = resize(masks[-1], (finer.shape[2], finer.shape[3]))
+            masks.append(self.merge[step](alpha * up + (1 - alpha) * finer))  # (26)
+        return masks
+
+    def score_map(self, mask: Tensor) -> Tensor:
+        """A mask [B, D, H, W], M_j or later, -> foreground minus background score, float32 [B, 1, H, W]."""
+        return foreground_score(self.score(mask))

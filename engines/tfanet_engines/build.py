@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
+from tfanet.console import peak_memory
 from tfanet.errors import UserError, VerificationError
 from tfanet.files import atomic_path, require_writable, sha256
 from tfanet.signature import BATCH, MAX_BATCH, Signature, signature_of
@@ -48,6 +49,8 @@ class BuildReport:
     """Smallest, optimal and largest batch."""
     size_bytes: int
     seconds: float
+    peak_memory_bytes: int
+    """Of this process so far, an export before the build included."""
 
 
 def build_plan(
@@ -95,6 +98,12 @@ def build_plan(
         compute_capability=capability,
         onnx_sha256=source.sha256,
         file_sha256=sha256(plan_path),
+        cost={
+            "seconds": round(seconds, 1),
+            "peak_memory_bytes": peak_memory(),
+            "bytes": plan_path.stat().st_size,
+            "layers": proof.layers,
+        },
         rebuild=rebuild or _rebuild_command(source.path, plan_path, name, target, batch),
     )
     return BuildReport(
@@ -109,6 +118,7 @@ def build_plan(
         batch=batch,
         size_bytes=plan_path.stat().st_size,
         seconds=seconds,
+        peak_memory_bytes=peak_memory(),
     )
 
 

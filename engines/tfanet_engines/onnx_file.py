@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Literal
 
 from tfanet.config import TFANetConfig
 from tfanet.errors import UserError
-from tfanet.files import require_file, sha256
-from tfanet_engines.sidecar import Sidecar, sidecar_path
+from tfanet.files import require_file
+from tfanet_engines.sidecar import Sidecar, model_sha256, sidecar_path
 
 if TYPE_CHECKING:
     import onnx
@@ -49,7 +49,7 @@ def read_onnx(path: str | Path) -> OnnxFile:
     metadata = {entry.key: entry.value for entry in proto.metadata_props}
     return OnnxFile(
         path=path,
-        sha256=sha256(path),
+        sha256=model_sha256(path),
         config=config_of(path, metadata),
         weights_sha256=sidecar.weights_sha256 if sidecar else metadata.get(WEIGHTS_KEY),
         precision=_precision(proto),

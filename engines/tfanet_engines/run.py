@@ -13,13 +13,18 @@ SUFFIXES = (".safetensors", ".onnx", ".plan")
 
 
 def open_engine(
-    path: str | Path, *, providers: Sequence[str] | None = None, threads: int | None = None
+    path: str | Path,
+    *,
+    providers: Sequence[str] | None = None,
+    threads: int | None = None,
+    image_size: int | None = None,
 ) -> Engine:
     """Open a model by its suffix: `.safetensors`, `.onnx` or `.plan`.
 
     `providers` are ONNX Runtime's, in order of preference, and None means CUDA where there is a GPU, else
     the CPU; PyTorch follows them (`["CPUExecutionProvider"]` keeps it on the CPU). `threads` limits the CPU
-    threads of one inference. Both runtimes compute FP32 without TF32.
+    threads of one inference. `image_size` runs a checkpoint at another size than its config's; the size of
+    the others is fixed. Both runtimes compute FP32 without TF32.
 
     Raises `UserError`, in one line that says what to do, when the file is missing, empty, truncated,
     altered, of another kind than its suffix says, or cannot run on this machine.
@@ -30,7 +35,9 @@ def open_engine(
     if path.suffix == ".safetensors":
         from tfanet_engines.run_torch import TorchEngine
 
-        return TorchEngine(path, providers, threads)
+        return TorchEngine(path, providers, threads, image_size)
+    if image_size is not None:
+        raise UserError(f"the image size of {path} is fixed; export the checkpoint at another --image-size")
     if path.suffix == ".onnx":
         from tfanet_engines.run_onnx import OnnxEngine
 

@@ -17,8 +17,14 @@ class TorchEngine(Engine):
 
     kind = "pytorch"
 
-    def __init__(self, file: Path, providers: Sequence[str] | None, threads: int | None) -> None:
-        model = load_model(file)
+    def __init__(
+        self,
+        file: Path,
+        providers: Sequence[str] | None,
+        threads: int | None,
+        image_size: int | None = None,
+    ) -> None:
+        model = load_model(file, image_size=image_size)
         allowed = providers is None or "CUDAExecutionProvider" in providers
         self._device = torch.device("cuda" if allowed and torch.cuda.is_available() else "cpu")
         self._model = model.to(self._device)

@@ -7,6 +7,7 @@ them again is said here.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import types
 import typing
@@ -19,7 +20,7 @@ from tfanet.errors import UserError
 from tfanet.files import require_file, sha256, write_json
 from tfanet.signature import signature_of
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MEAN_STD = "the graph subtracts ImageNet's mean and divides by its deviation"
 
 
@@ -29,7 +30,7 @@ class Sidecar:
 
     kind: Literal["onnx", "plan"]
     config: dict[str, Any]
-    """The fields of `TFANetConfig`."""
+    """`TFANetConfig.to_dict()`."""
     weights_sha256: str | None
     """Identity of the model's weights (`tfanet.checkpoint.weights_sha256`); None when it is not known."""
     precision: Literal["fp32", "fp16"]
@@ -44,6 +45,8 @@ class Sidecar:
     file_sha256: str
     rebuild: str
     """The command that makes the file again."""
+    cost: dict[str, Any]
+    """What making the file took and gave: `seconds`, `peak_memory_bytes`, `bytes`, `nodes` or `layers`."""
     parity: dict[str, Any] | None
     """`ParityFigures.to_dict()` against PyTorch, where it could be measured."""
     signature: dict[str, list[dict[str, Any]]]
@@ -65,6 +68,7 @@ class Sidecar:
         onnx_sha256: str,
         file_sha256: str,
         rebuild: str,
+        cost: dict[str, Any],
         compute_capability: str | None = None,
         parity: dict[str, Any] | None = None,
     ) -> Sidecar:
@@ -72,7 +76,7 @@ class Sidecar:
         signature = signature_of(config)
         return cls(
             kind=kind,
-            config=_plain(dataclasses.asdict(config)),
+            config=_plain(config.to_dict()),
             weights_sha256=weights_sha256,
             precision=precision,
             proof=proof,
@@ -82,6 +86,7 @@ class Sidecar:
             onnx_sha256=onnx_sha256,
             file_sha256=file_sha256,
             rebuild=rebuild,
+            cost=cost,
             parity=parity,
             signature=_plain({
                 "inputs": [dataclasses.asdict(spec) for spec in signature.inputs],
@@ -133,7 +138,7 @@ class Sidecar:
     def check_file(self, model_path: str | Path) -> None:
         """Raise `UserError` unless `model_path` is, byte for byte, the file this sidecar was written for."""
         path = require_file(model_path, self.kind)
-        if sha256(path) != self.file_sha256:
+        if model_sha256(path) != self.file_sha256:
             raise UserError(f"{path} is truncated or altered, not the file of its sidecar; {self.remedy}")
 
     def model_config(self) -> TFANetConfig:
@@ -144,6 +149,19 @@ class Sidecar:
     def remedy(self) -> str:
         """What to do when the file cannot be used as it is."""
         return f"make it again with: {self.rebuild}"
+
+
+def model_sha256(path: str | Path) -> str:
+    """Hex SHA-256 of a model file, and of its external weights after it where there are some."""
+    weights = external_data_path(path)
+    own = sha256(path)
+    return hashlib.sha256(f"{own} {sha256(weights)}".encode()).hexdigest() if weights.exists() else own
+
+
+def external_data_path(model_path: str | Path) -> Path:
+    """`model.onnx` -> `model.onnx.data`, where weights lie that a file of 2 GB cannot hold."""
+    model_path = Path(model_path)
+    return model_path.with_name(model_path.name + ".data")
 
 
 def sidecar_path(model_path: str | Path) -> Path:

@@ -39,6 +39,9 @@ def evaluate_engine(
     split: Annotated[
         list[str] | None, typer.Option(help="val, testA, testB or test; may be repeated [val].")
     ] = None,
+    image_size: Annotated[
+        int | None, typer.Option(help="Run a .safetensors at this size, a multiple of 32 [its own].")
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N expressions of a split.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Images a call; times are those of such calls.")] = 1,
     shuffle_sentences: Annotated[
@@ -64,10 +67,11 @@ def evaluate_engine(
 
     engine = engine or bundled("tiny")
     splits = list(dict.fromkeys(split or ["val"]))
-    with open_engine(engine) as opened:
+    with open_engine(engine, image_size=image_size) as opened:
         against, why_none = find_reference(engine, reference)
         datasets = _datasets(data, dataset, splits)
-        with open_engine(against) if against else nullcontext() as compared:
+        size = opened.config.image_size
+        with open_engine(against, image_size=size) if against else nullcontext() as compared:
             found = {
                 name: evaluate(
                     opened, pairs, reference=compared, limit=limit, batch=batch,

@@ -27,15 +27,15 @@ def predict_mask(
     output: Annotated[
         Path, typer.Option("-o", "--output", help="Overlay to write; the mask goes beside it.")
     ] = Path("out.png"),
+    maps: Annotated[
+        Path | None, typer.Option(help="Write a picture of the maps inside the model here, stage by stage.")
+    ] = None,
 ) -> None:
     """Write the picture with the object marked, and its mask (8-bit, 0 and 255) as NAME.mask.png."""
-    from tfanet.pictures import mask_picture, overlay, require_picture, save_picture
+    from tfanet.pictures import mask_picture, overlay, save_picture
 
     mask_file = output.with_suffix(".mask.png")
-    for file in (output, mask_file):
-        require_picture(file)
-        if image is not None and file.resolve() == image.resolve():
-            raise UserError(f"{file} is the picture itself and would be overwritten; give another --output")
+    _check_outputs(image, output, mask_file, maps)
     picture, sentence = _inputs(image, text)
 
     from tfanet.weights import bundled
@@ -43,13 +43,54 @@ def predict_mask(
     from tfanet_eval.prediction import predict
 
     engine = engine or bundled("tiny")
+    if maps is not None:
+        _require_checkpoint(engine)
     with open_engine(engine) as opened:
         mask = predict(opened, picture, sentence) > 0
     save_picture(overlay(picture, mask), output)
     save_picture(mask_picture(mask), mask_file)
     say(f'"{sentence}": {describe(mask)}')
     say(f"wrote {output} and {mask_file}")
+    if maps is not None:
+        _write_maps(engine, picture, sentence, maps)
     say(f"next: tfanet-eval --engine {engine}")
+
+
+def _check_outputs(image: Path | None, output: Path, mask_file: Path, maps: Path | None) -> None:
+    """`UserError` unless each can be written, and without harm to the picture or to another."""
+    from tfanet.pictures import require_picture
+
+    for file, option in ((output, "--output"), (mask_file, "--output"), (maps, "--maps")):
+        if file is None:
+            continue
+        require_picture(file)
+        if image is not None and file.resolve() == image.resolve():
+            raise UserError(f"{file} is the picture itself and would be overwritten; give another {option}")
+    if maps is not None and maps.resolve() in (output.resolve(), mask_file.resolve()):
+        raise UserError(f"--maps {maps} is a file that --output {output} writes too; give another --maps")
+
+
+def _require_checkpoint(engine: Path) -> None:
+    """`UserError`, naming the checkpoint where it is known, unless `engine` is one."""
+    if engine.suffix not in (".onnx", ".plan"):
+        return
+    from tfanet_eval.references import find_reference
+
+    made_of, _ = find_reference(engine, None)
+    checkpoint = f"--engine {made_of}" if made_of else "as --engine the .safetensors that it was made of"
+    raise UserError(f"--maps looks inside the PyTorch model, which {engine} is no longer; give {checkpoint}")
+
+
+def _write_maps(checkpoint: Path, picture: Image.Image, sentence: str, file: Path) -> None:
+    from tfanet.checkpoint import load_model
+    from tfanet.pictures import save_picture
+    from tfanet_eval.map_sheet import map_sheet
+    from tfanet_eval.maps import trace
+
+    found = trace(load_model(checkpoint), picture, sentence)
+    save_picture(map_sheet(picture, sentence, found), file)
+    without = f", without {found.absent}" if found.absent else ""
+    say(f"wrote {file}{without}")
 
 
 def _inputs(image: Path | None, text: str | None) -> tuple[Image.Image, str]:

@@ -38,6 +38,9 @@ class Backend(StrEnum):
 Checkpoint = Annotated[
     Path | None, typer.Option("--checkpoint", "-c", help="A .safetensors file [the bundled tiny model].")
 ]
+ImageSize = Annotated[
+    int | None, typer.Option(help="Side of the square image, a multiple of 32 [the checkpoint's].")
+]
 Fp16 = Annotated[bool, typer.Option("--fp16", help="Half precision with FP32 islands.")]
 
 
@@ -46,6 +49,7 @@ def onnx(
     checkpoint: Checkpoint = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="[NAME.onnx or NAME-fp16.onnx]")] = None,
     fp16: Fp16 = False,
+    image_size: ImageSize = None,
     target: Annotated[
         BodyTarget, typer.Option(help="Runtime that the scan is written for.")
     ] = BodyTarget.cpu,
@@ -59,8 +63,12 @@ def onnx(
     if out.suffix != ".onnx":
         raise UserError(f"{out} must end in .onnx")
     require_writable(out)
-    command = _command("onnx", checkpoint=checkpoint, out=out, target=target.value, fp16=fp16)
-    _report(_export(source, out, fp16=fp16, target=target.value, pairs=pairs, rebuild=command))
+    options = {"checkpoint": checkpoint, "out": out, "target": target.value, "fp16": fp16}
+    command = _command("onnx", **options, **{"image-size": image_size})
+    report = _export(
+        source, out, fp16=fp16, target=target.value, pairs=pairs, image_size=image_size, rebuild=command
+    )
+    _report(report)
     say(f"next: tfanet-eval --engine {out}")
 
 
@@ -72,6 +80,7 @@ def trt(
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="[NAME.plan or NAME-fp16.plan]")] = None,
     fp16: Fp16 = False,
+    image_size: ImageSize = None,
     target: Annotated[str, typer.Option(help="GPU: rtx4090, sm89, ...")] = "rtx4090",
     backend: Annotated[Backend, typer.Option(help="auto: tensorrt-rtx.")] = Backend.auto,
     batch: Annotated[str, typer.Option(help="Smallest, usual and largest batch.")] = "1,1,8",
@@ -84,6 +93,8 @@ def trt(
 
     if checkpoint and onnx_file:
         raise UserError("give --checkpoint or --onnx, not both")
+    if onnx_file and image_size:
+        raise UserError(f"the image size of {onnx_file} is fixed; give --image-size when it is exported")
     compute_capability(target)
     load_backend(backend)
     profile = _profile(batch)
@@ -94,13 +105,16 @@ def trt(
     require_writable(out)
     command = _command(
         "trt", checkpoint=checkpoint, onnx=onnx_file, out=out, target=target, backend=backend.value,
-        batch=batch, fp16=fp16,
+        batch=batch, fp16=fp16, **{"image-size": image_size},
     )  # fmt: skip
     network = out.with_name(out.name + ".onnx")
     if onnx_file:
         _retarget(onnx_file, network, fp16, command)
     else:
-        _report(_export(source, network, fp16=fp16, target="gpu", pairs=16, rebuild=command))
+        report = _export(
+            source, network, fp16=fp16, target="gpu", pairs=16, image_size=image_size, rebuild=command
+        )
+        _report(report)
     report = build_plan(
         network, out, backend=backend, target=target, batch=profile, rebuild=command, progress=True
     )
@@ -137,12 +151,20 @@ def _command(verb: str, **options: object) -> str:
 
 
 def _export(
-    checkpoint: Path, out: Path, *, fp16: bool, target: Literal["cpu", "gpu"], pairs: int, rebuild: str
+    checkpoint: Path,
+    out: Path,
+    *,
+    fp16: bool,
+    target: Literal["cpu", "gpu"],
+    pairs: int,
+    image_size: int | None,
+    rebuild: str,
 ) -> ExportReport:
     from tfanet.checkpoint import load_model
     from tfanet_export.export import export_onnx
 
-    return export_onnx(load_model(checkpoint), out, fp16=fp16, target=target, pairs=pairs, rebuild=rebuild)
+    model = load_model(checkpoint, image_size=image_size)
+    return export_onnx(model, out, fp16=fp16, target=target, pairs=pairs, rebuild=rebuild)
 
 
 def _retarget(source: Path, network: Path, fp16: bool, command: str) -> None:
@@ -167,20 +189,26 @@ def _report(report: ExportReport) -> None:
     say(
         f"verified on {parity.pairs} pairs in ONNX Runtime: max logit error {parity.max_abs_error:.2e}, "
         f"mask agreement {parity.mask_agreement:.4f}, mIoU {report.miou:.3f} "
-        f"(PyTorch {report.reference_miou:.3f}), {report.seconds:.0f} s"
+        f"(PyTorch {report.reference_miou:.3f})"
     )
+    say(_cost(report.seconds, report.peak_memory_bytes))
 
 
 def _report_plan(report: BuildReport) -> None:
     proof = report.proof
     say(
         f"{report.plan}: {report.precision} for compute capability {report.compute_capability}, "
-        f"{report.size_bytes / 1e6:.1f} MB, {report.backend} {report.builder_version}, {report.seconds:.0f} s"
+        f"{report.size_bytes / 1e6:.1f} MB, {report.backend} {report.builder_version}, {proof.layers} layers"
     )
     say(
         f"in the network: {proof.half_weight_share:.1%} of the weights and {proof.half_layer_share:.1%} "
         f"of the layers' outputs are FP16"
     )
+    say(_cost(report.seconds, report.peak_memory_bytes))
+
+
+def _cost(seconds: float, peak: int) -> str:
+    return f"took {seconds:.0f} s" + (f", peak memory {peak / 1e9:.1f} GB" if peak else "")
 
 
 def main() -> None:

@@ -13,17 +13,18 @@ import numpy as np
 import torch
 
 from tfanet.checkpoint import weights_sha256
-from tfanet.console import working
+from tfanet.console import peak_memory, working
 from tfanet.errors import UserError
-from tfanet.files import atomic_path, sha256
+from tfanet.files import atomic_path
 from tfanet.model import TFANet
 from tfanet.signature import signature_of
 from tfanet_engines import Sidecar, open_engine
 from tfanet_engines.onnx_file import read_onnx
 from tfanet_engines.parity import ParityFigures, check, compare_logits
-from tfanet_engines.sidecar import sidecar_path
+from tfanet_engines.sidecar import model_sha256, sidecar_path
 from tfanet_export.deploy import deployment_model
 from tfanet_export.functions import DOMAIN, Target, function_protos
+from tfanet_export.storage import file_bytes, save_onnx, settle_weights
 from tfanet_export.trace import check_graph, check_scan_length, trace
 
 if TYPE_CHECKING:
@@ -42,12 +43,15 @@ class ExportReport:
     nodes: Counter[str]
     """Nodes of the graph by operation; those of the domain `tfanet` carry its name."""
     bytes: int
+    """On disk, external weights included."""
     parity: ParityFigures
     """ONNX Runtime against the FP32 model in PyTorch."""
     miou: float
     """Of ONNX Runtime's masks on the verification pairs, at S x S, 0..1."""
     reference_miou: float
     seconds: float
+    peak_memory_bytes: int
+    """Of this process so far."""
 
 
 def export_onnx(
@@ -75,11 +79,13 @@ def export_onnx(
         with working(f"tracing the {precision} model"):
             proto = trace(deployment_model(model, fp16=fp16), target)
         _describe(proto, model, identity, precision)
-        _save(proto, temporary)
+        weights = save_onnx(proto, temporary)
         with working(f"ONNX Runtime against PyTorch on {pairs} pairs"):
             parity, miou, reference_miou = verify(model, temporary, pairs)
         check(parity, precision, miou_drop=reference_miou - miou)
-    digest = sha256(path)
+        settle_weights(weights, temporary, path)
+    digest, nodes = model_sha256(path), check_graph(proto, signature_of(model.config))
+    size, seconds = file_bytes(path), time.perf_counter() - started
     Sidecar.of(
         model.config,
         kind="onnx",
@@ -91,18 +97,25 @@ def export_onnx(
         onnx_sha256=digest,
         file_sha256=digest,
         rebuild=rebuild or f"tfanet-export onnx -c CHECKPOINT -o {path}" + (" --fp16" if fp16 else ""),
+        cost={
+            "seconds": round(seconds, 1),
+            "peak_memory_bytes": peak_memory(),
+            "bytes": size,
+            "nodes": sum(nodes.values()),
+        },
         parity=parity.to_dict(),
     ).write(path)
     return ExportReport(
         path=path,
         precision=precision,
         target=target,
-        nodes=check_graph(proto, signature_of(model.config)),
-        bytes=path.stat().st_size,
+        nodes=nodes,
+        bytes=size,
         parity=parity,
         miou=miou,
         reference_miou=reference_miou,
-        seconds=time.perf_counter() - started,
+        seconds=seconds,
+        peak_memory_bytes=peak_memory(),
     )
 
 
@@ -154,11 +167,11 @@ def retarget(onnx_path: str | Path, out: str | Path, target: Target, *, rebuild:
         raise UserError(f"{onnx_path} holds no {DOMAIN} functions; make it with tfanet-export onnx")
     check_scan_length(source.config, target)
     del proto.functions[:]
-    proto.functions.extend(function_protos(target))
+    proto.functions.extend(function_protos(target, source.config.ssm_state))
     with atomic_path(out) as temporary:
-        _save(proto, temporary)
+        settle_weights(save_onnx(proto, temporary), temporary, Path(out))
     if source.sidecar:
-        digest = sha256(out)
+        digest = model_sha256(out)
         again = rebuild or source.sidecar.rebuild
         changed = dataclasses.replace(
             source.sidecar, onnx_sha256=digest, file_sha256=digest, rebuild=again, parity=None
@@ -194,12 +207,6 @@ def _describe(proto: onnx.ModelProto, model: TFANet, identity: str, precision: s
     for key, value in values.items():
         proto.metadata_props.add(key=key, value=value)
     proto.producer_name, proto.producer_version = "tfanet", version("tfanet")
-
-
-def _save(proto: onnx.ModelProto, path: Path) -> None:
-    import onnx
-
-    onnx.save(proto, path)
 
 
 def _ious(masks: np.ndarray, truth: np.ndarray) -> list[float]:

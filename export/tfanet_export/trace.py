@@ -16,21 +16,25 @@ from tfanet.errors import UserError, VerificationError
 from tfanet.model import TFANet
 from tfanet.signature import BATCH, MAX_BATCH, Signature, TensorSpec, signature_of
 from tfanet_export.functions import (
+    ATTENTION,
+    CROSS_SCAN,
     DOMAIN,
     DOMAIN_VERSION,
-    MAX_GPU_LENGTH,
     OPSET,
+    SCAN,
     Target,
     function_protos,
     register_schemas,
 )
+from tfanet_export.scan_bodies_gpu import MAX_GPU_LENGTH
 
 if TYPE_CHECKING:
     import onnx
 
 ONNX_OPS = {
-    torch.ops.tfanet.selective_scan.default: "SelectiveScan",
-    torch.ops.tfanet.linear_cross_attention.default: "LinearCrossAttention",
+    torch.ops.tfanet.selective_scan.default: SCAN,
+    torch.ops.tfanet.cross_selective_scan.default: CROSS_SCAN,
+    torch.ops.tfanet.linear_cross_attention.default: ATTENTION,
 }
 
 
@@ -40,7 +44,6 @@ def trace(model: TFANet, target: Target) -> onnx.ModelProto:
     Only the batch is dynamic. Raises `VerificationError` when the graph breaks its contract (`check_graph`)
     and `UserError` when the image is too large for the body (`check_scan_length`).
     """
-    import onnx
 
     check_scan_length(model.config, target)
     register_schemas()
@@ -61,10 +64,9 @@ def trace(model: TFANet, target: Target) -> onnx.ModelProto:
         )
     assert program is not None
     proto = program.model_proto
-    proto.functions.extend(function_protos(target))
+    proto.functions.extend(function_protos(target, model.config.ssm_state))
     _strip_paths(proto)
     check_graph(proto, signature)
-    onnx.checker.check_model(proto, full_check=False)
     return proto
 
 
@@ -139,11 +141,15 @@ def _single_node(name: str):
     def scan(u, delta, A, B, C, D, delta_bias):
         return operation(u, delta, A, B, C, D, delta_bias)
 
+    def cross_scan(x, p, dt_weight, A, D, delta_bias):
+        return operation(x, p, dt_weight, A, D, delta_bias)
+
     def attention(q, k, v, gamma):
         return operation(q, k, v, gamma)
 
     # The exporter reads the parameters' names, so one function with *inputs would not do.
-    return {"SelectiveScan": scan, "LinearCrossAttention": attention}[name]
+    translations = {SCAN: scan, CROSS_SCAN: cross_scan, ATTENTION: attention}
+    return translations[name]
 
 
 def _strip_paths(proto: onnx.ModelProto) -> None:

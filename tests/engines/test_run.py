@@ -51,7 +51,7 @@ def write_sidecar(path, config, **fields):
     values = {
         "kind": "plan", "weights_sha256": None, "precision": "fp16", "proof": {}, "builder": "tensorrt_rtx",
         "builder_version": "1.7.1.116", "compute_capability": "8.9", "onnx_sha256": "cd" * 32,
-        "file_sha256": sha256(path), "rebuild": "tfanet-export trt --fp16",
+        "file_sha256": sha256(path), "rebuild": "tfanet-export trt --fp16", "cost": {"seconds": 1.0},
     }  # fmt: skip
     Sidecar.of(config, **(values | fields)).write(path)
 

@@ -28,6 +28,7 @@ def plan(tmp_path):
         onnx_sha256="cd" * 32,
         file_sha256=sha256(path),
         rebuild="tfanet-export trt --fp16",
+        cost={"seconds": 1.0},
     )
     sidecar.write(path)
     return path
@@ -67,7 +68,7 @@ BAD = [
     pytest.param(lambda text: "[" * 100_000, "no JSON", id="nested"),
     pytest.param(lambda text: "[1, 2]", "no sidecar", id="a-list"),
     pytest.param(lambda text: "{}", "no sidecar", id="empty-object"),
-    pytest.param(changed(format_version=2), "format version 2", id="newer-version"),
+    pytest.param(changed(format_version=3), "format version 3", id="newer-version"),
     pytest.param(without("onnx_sha256"), "missing fields.*onnx_sha256", id="missing-field"),
     pytest.param(changed(colour="red"), "unknown fields.*colour", id="unknown-field"),
     pytest.param(changed(file_sha256=7), "wrong values.*file_sha256", id="number-for-text"),

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+import torch
 from fake_engines import SIZE, FakeEngine, everything, oracle
 from PIL import Image
 
+import tfanet
+from tfanet.checkpoint import load_model, save_model, weights_sha256
+from tfanet.config import PRESETS
 from tfanet.errors import UserError
+from tfanet.weights import bundled
+from tfanet_engines import Sidecar
 from tfanet_eval.predict_cli import describe, main
 from tfanet_eval.prediction import predict, spread
 
@@ -67,6 +75,51 @@ def test_without_arguments_a_synthetic_pair_goes_through_the_real_model(command,
         assert f"{mask.width} x {mask.height} pixels" in done.out
 
 
+def test_maps_are_one_more_picture_and_change_nothing_else(command, picture, checkpoint):
+    assert command(main, picture, "the red half", "--engine", checkpoint).code == 0
+    plain = {name: Path(name).read_bytes() for name in ("out.png", "out.mask.png")}
+    done = command(main, picture, "the red half", "--engine", checkpoint, "--maps", "inside/maps.png")
+    assert done.code == 0, done.err
+    assert "wrote inside/maps.png\n" in done.out
+    assert {name: Path(name).read_bytes() for name in plain} == plain
+    with Image.open("inside/maps.png") as maps:
+        assert maps.width > maps.height > 600
+
+
+def test_maps_of_a_variant_say_what_it_has_not(command, picture, tmp_path):
+    torch.manual_seed(0)
+    save_model(tfanet.build_model("tiny", decoder="conv"), tmp_path / "d.safetensors")
+    done = command(main, picture, "red", "--engine", "d.safetensors", "--maps", "maps.png")
+    assert done.code == 0, done.err
+    assert "wrote maps.png, without M_1 to M_4 (it has no WFDM)" in done.out
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["of-the-bundled-checkpoint", "of-another"])
+@pytest.mark.parametrize("name", ["model.onnx", "model.plan"])
+def test_maps_of_a_deployed_model_name_the_checkpoint_before_any_work(
+    command, picture, monkeypatch, tmp_path, name, known
+):
+    monkeypatch.setattr("tfanet_engines.open_engine", lambda path: pytest.fail("opened"), raising=False)
+    (tmp_path / name).write_bytes(b"a network")
+    if known:
+        weights = weights_sha256(load_model(bundled("tiny")))
+        Sidecar.of(
+            PRESETS["tiny"], kind="plan" if name.endswith("plan") else "onnx", weights_sha256=weights,
+            precision="fp32", proof={}, builder="b", builder_version="1", onnx_sha256="", file_sha256="",
+            rebuild="make it",
+            cost={"seconds": 1.0},
+        ).write(tmp_path / name)  # fmt: skip
+    done = command(main, picture, "red", "--engine", name, "--maps", "maps.png")
+    assert done.code == 2
+    assert done.err.strip().count("\n") == 0
+    assert f"--maps looks inside the PyTorch model, which {name} is no longer" in done.err
+    assert (
+        f"give --engine {bundled('tiny')}" if known else "the .safetensors that it was made of"
+    ) in done.err
+    assert not Path("maps.png").exists()
+    assert not Path("out.png").exists()
+
+
 REFUSALS = [
     pytest.param(["none.jpg", "red"], "none.jpg does not exist", id="no-picture"),
     pytest.param(["corrupt.png", "red"], "corrupt.png", id="corrupt"),
@@ -81,6 +134,14 @@ REFUSALS = [
     pytest.param(["picture.png", "red", "-o", "picture.png"], "overwritten", id="over-the-picture"),
     pytest.param(["a.mask.png", "red", "-o", "a.png"], "overwritten", id="mask-over-the-picture"),
     pytest.param(["picture.png", "red", "-o", "picture.png/out.png"], "cannot write", id="unwritable"),
+    pytest.param(["picture.png", "red", "--maps", "m.txt"], "must end in .png", id="maps-no-picture-name"),
+    pytest.param(
+        ["picture.png", "red", "--maps", "picture.png"], "another --maps", id="maps-over-the-picture"
+    ),
+    pytest.param(
+        ["picture.png", "red", "--maps", "out.png"], "--output out.png writes", id="maps-over-overlay"
+    ),
+    pytest.param(["picture.png", "red", "--maps", "out.mask.png"], "another --maps", id="maps-over-the-mask"),
 ]
 
 

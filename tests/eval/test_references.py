@@ -26,7 +26,7 @@ def onnx_of(tmp_path):
         path.write_bytes(b"graph")
         Sidecar.of(
             CONFIG, kind="onnx", weights_sha256=weights, precision="fp16", proof={}, builder="torch.onnx",
-            builder_version="0", onnx_sha256="", file_sha256="", rebuild="again",
+            builder_version="0", onnx_sha256="", file_sha256="", rebuild="again", cost={"seconds": 1.0},
         ).write(path)  # fmt: skip
         return path
 

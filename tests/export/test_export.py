@@ -28,7 +28,8 @@ from tfanet_export.deploy import deployment_model
 from tfanet_export.export import retarget, verification_pairs, verify
 from tfanet_export.trace import check_graph, check_scan_length, trace
 
-SCANS, ATTENTIONS = 13, 24  # 5 VSS blocks + 4 CSSM + 4 SCSM; 4 stages x 3 scales x 2 directions
+SCANS, CROSS_SCANS = 4, 9  # 4 CSSM; 5 VSS blocks and 4 SCSM
+ATTENTIONS = 24  # 4 stages x 3 scales x 2 directions
 
 
 @pytest.fixture(params=["fp32", "fp16"])
@@ -42,9 +43,11 @@ def test_graph_contract(report):
     domains = {node.domain for node in proto.graph.node}
     assert domains <= {"", "tfanet"}
     assert report.nodes["tfanet::SelectiveScan"] == SCANS
+    assert report.nodes["tfanet::CrossSelectiveScan"] == CROSS_SCANS
     assert report.nodes["tfanet::LinearCrossAttention"] == ATTENTIONS
     assert not {"Loop", "If", "Scan"} & set(report.nodes)
-    assert {function.name for function in proto.functions} == {"SelectiveScan", "LinearCrossAttention"}
+    operations = {"SelectiveScan", "CrossSelectiveScan", "LinearCrossAttention"}
+    assert {function.name for function in proto.functions} == operations
     assert sum(report.nodes.values()) < 1300
     assert not any(node.metadata_props or node.doc_string for node in proto.graph.node)
 

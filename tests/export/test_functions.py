@@ -11,13 +11,12 @@ from onnx import TensorProto, helper
 from tfanet_export.functions import (
     DOMAIN,
     DOMAIN_VERSION,
-    MAX_GPU_LENGTH,
-    MAX_ROW,
     OPSET,
     function_protos,
     op_schemas,
     register_schemas,
 )
+from tfanet_export.scan_bodies_gpu import MAX_GPU_LENGTH
 
 TARGETS = [pytest.param("cpu", id="cpu-body"), pytest.param("gpu", id="gpu-body")]
 SCAN_CASES = [
@@ -75,12 +74,13 @@ def attention_loop(q, k, v, gamma):
 SYMBOLS = {
     "u": ("b", "C", "L"), "delta": ("b", "C", "L"), "A": ("C", "N"), "B": ("b", "K", "N", "L"),
     "C": ("b", "K", "N", "L"), "D": ("C",), "delta_bias": ("C",),
+    "x": ("b", "H", "W", "C"), "p": ("b", "H", "W", "P"), "dt_weight": ("K", "R"),
     "q": ("b", "h", "d", "M"), "k": ("b", "h", "d", "N"), "v": ("b", "h", "d", "N"), "gamma": ("h",),
 }  # fmt: skip
 WIDE = {"A", "D", "delta_bias", "gamma"}
 
 
-def one_node(op, names, half=False, target="cpu", static=None):
+def one_node(op, names, half=False, target="cpu", static=None, states=1):
     """A model of one node; sizes are symbolic, past axis 0 those of `static` (name -> array) if given."""
     small = TensorProto.FLOAT16 if half else TensorProto.FLOAT
 
@@ -92,12 +92,14 @@ def one_node(op, names, half=False, target="cpu", static=None):
         return helper.make_tensor_value_info(name, TensorProto.FLOAT if name in WIDE else small, shape)
 
     inputs = [info(name) for name in names]
-    result_type = TensorProto.FLOAT if op == "SelectiveScan" else small
+    result_type = TensorProto.FLOAT if "Scan" in op else small
     output = helper.make_tensor_value_info("result", result_type, [None] * len(SYMBOLS[names[0]]))
     node = helper.make_node(op, list(names), ["result"], name="op", domain=DOMAIN)
     graph = helper.make_graph([node], "one_node", inputs, [output])
     opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, DOMAIN_VERSION)]
-    model = helper.make_model(graph, functions=function_protos(target), opset_imports=opsets, ir_version=10)
+    model = helper.make_model(
+        graph, functions=function_protos(target, states), opset_imports=opsets, ir_version=10
+    )
     onnx.checker.check_model(model)
     return model
 
@@ -115,15 +117,17 @@ def cast(values, half=False):
 
 @pytest.fixture(scope="module", params=TARGETS)
 def scan_session(request):
+    """A session for N states; sizes are symbolic, so one serves all N above 1."""
     names = list(scan_inputs(1, 1, 1, 1, 1))
-    return session(one_node("SelectiveScan", names, target=request.param))
+    sessions = [session(one_node("SelectiveScan", names, target=request.param, states=n)) for n in (1, 2)]
+    return lambda states: sessions[states > 1]
 
 
 @pytest.mark.parametrize(("batch", "groups", "channels", "states", "length", "delta_range"), SCAN_CASES)
 def test_scan_is_the_loop(scan_session, batch, groups, channels, states, length, delta_range):
     values = cast(scan_inputs(batch, groups, channels, states, length, delta_range))
     expected = scan_loop(**values)
-    (y,) = scan_session.run(None, values)
+    (y,) = scan_session(states).run(None, values)
     assert y.dtype == np.float32
     np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5 * max(1.0, np.abs(expected).max()))
 
@@ -134,7 +138,7 @@ def test_scan_keeps_its_digits_wherever_delta_lies(scan_session, shift):
     values["delta"] += np.float32(shift)
     values["D"] *= 0  # the skip would hide a small scan
     expected = scan_loop(**values)
-    found = scan_session.run(None, values)[0]
+    found = scan_session(1).run(None, values)[0]
     assert np.abs(found - expected).max() <= 2e-5 * np.abs(expected).max()
 
 
@@ -143,7 +147,8 @@ def test_scan_of_halves_keeps_its_state_in_float32(target):
     values = cast(scan_inputs(2, 2, 3, 2, 300), half=True)
     values["delta"] = (values["delta"] - 5).astype(np.float16)
     values["A"] *= 1e-3
-    (y,) = session(one_node("SelectiveScan", list(values), half=True, target=target)).run(None, values)
+    model = one_node("SelectiveScan", list(values), half=True, target=target, states=2)
+    (y,) = session(model).run(None, values)
     assert y.dtype == np.float32
     expected = scan_loop(**values)
     np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
@@ -168,7 +173,9 @@ def test_scans_of_several_sizes_share_one_graph(target):
     output = helper.make_tensor_value_info("y3", TensorProto.FLOAT, ["b", 12, 100])
     graph = helper.make_graph(nodes, "chain", inputs, [output])
     opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, DOMAIN_VERSION)]
-    model = helper.make_model(graph, functions=function_protos(target), opset_imports=opsets, ir_version=10)
+    model = helper.make_model(
+        graph, functions=function_protos(target, 2), opset_imports=opsets, ir_version=10
+    )
 
     mean = 0.0
     for i in range(len(sizes)):
@@ -205,6 +212,64 @@ def test_attention_is_the_loop(batch, heads, width, queries, keys, half):
     np.testing.assert_allclose(out, attention_loop(**values), rtol=tolerance, atol=tolerance)
 
 
+CROSS_CASES = [
+    # batch, H, W, D, R, N, shift of delta
+    pytest.param(1, 1, 1, 1, 1, 1, 0.0, id="one-pixel"),
+    pytest.param(2, 1, 17, 3, 2, 1, 0.0, id="one-row"),
+    pytest.param(2, 13, 1, 3, 2, 2, 0.0, id="one-column"),
+    pytest.param(2, 5, 9, 4, 3, 4, 0.0, id="wide-4-states"),
+    pytest.param(1, 15, 15, 2, 1, 1, 0.0, id="stage-4-of-480"),
+    pytest.param(1, 120, 120, 1, 1, 1, 0.0, id="stage-1-of-480"),
+    pytest.param(1, 8, 7, 3, 2, 1, -25.0, id="tiny-steps"),
+    pytest.param(1, 8, 7, 3, 2, 2, 1e4, id="extreme-steps"),
+]
+
+
+def cross_inputs(batch, height, width, channels, rank, states, shift=0.0):
+    rng = np.random.default_rng(4)
+    return {
+        "x": rng.standard_normal((batch, height, width, channels)),
+        "p": rng.standard_normal((batch, height, width, 4 * (rank + 2 * states))),
+        "dt_weight": rng.standard_normal((4 * channels, rank)),
+        "A": -np.exp(rng.standard_normal((4 * channels, states))),
+        "D": rng.standard_normal(4 * channels),
+        "delta_bias": rng.standard_normal(4 * channels) + shift,
+    }
+
+
+def cross_loop(x, p, dt_weight, A, D, delta_bias):
+    """Four scans over explicit lists of pixels."""
+    _, height, width, channels = x.shape
+    rank, states = dt_weight.shape[1], A.shape[1]
+    rows = [(i, j) for i in range(height) for j in range(width)]
+    columns = [(i, j) for j in range(width) for i in range(height)]
+    y = np.zeros(x.shape)
+    for k, order in enumerate((rows, columns, rows[::-1], columns[::-1])):
+        i, j = np.array(order).T
+        own = p[:, i, j, k * (rank + 2 * states) : (k + 1) * (rank + 2 * states)].astype(np.float64)
+        dt, B, C = np.split(own, [rank, rank + states], axis=-1)
+        part = slice(k * channels, (k + 1) * channels)
+        delta = dt @ dt_weight[part].T.astype(np.float64)
+        y[:, i, j] += scan_loop(
+            u=x[:, i, j].transpose(0, 2, 1), delta=delta.transpose(0, 2, 1),
+            A=A[part], B=B.transpose(0, 2, 1)[:, None], C=C.transpose(0, 2, 1)[:, None], D=D[part],
+            delta_bias=delta_bias[part],
+        ).transpose(0, 2, 1)  # fmt: skip
+    return y
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("half", [False, True], ids=["float32", "float16"])
+@pytest.mark.parametrize(("batch", "height", "width", "channels", "rank", "states", "shift"), CROSS_CASES)
+def test_cross_scan_is_four_loops(batch, height, width, channels, rank, states, shift, half, target):
+    values = cast(cross_inputs(batch, height, width, channels, rank, states, shift), half)
+    expected = cross_loop(**values)
+    model = one_node("CrossSelectiveScan", list(values), half, target, states=states)
+    (y,) = session(model).run(None, values)
+    assert y.dtype == np.float32
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5 * max(1.0, np.abs(expected).max()))
+
+
 def test_attention_of_halves_sums_beyond_the_range_of_float16():
     values = cast({name: np.full((1, 1, 2, 400), 20.0) for name in "qkv"} | {"gamma": np.ones(1)}, half=True)
     (out,) = session(one_node("LinearCrossAttention", list(values), half=True)).run(None, values)
@@ -223,6 +288,13 @@ def test_attention_of_zeros_is_zero():
 def test_tensorrt_rtx_builds_the_scan_for_sm89(target, half, length):
     values = cast(scan_inputs(1, 4, 2, 1, length), half)
     assert rtx_plan_size(one_node("SelectiveScan", list(values), half, target, static=values)) > 0
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("size", [(9, 5), (120, 120)], ids=["9x5", "120x120"])
+def test_tensorrt_rtx_builds_the_cross_scan_for_sm89(target, size):
+    values = cast(cross_inputs(1, *size, 2, 1, 1), half=True)
+    assert rtx_plan_size(one_node("CrossSelectiveScan", list(values), True, target, static=values)) > 0
 
 
 @pytest.mark.parametrize("half", [False, True], ids=["float32", "float16"])
@@ -253,18 +325,19 @@ def rtx_plan_size(model):
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_bodies_keep_within_their_limits(target):
-    (scan,) = [f for f in function_protos(target) if f.name == "SelectiveScan"]
-    kinds = [node.op_type for node in scan.node]
-    assert "Loop" not in kinds
-    assert kinds.count("Scan") == (3 if target == "cpu" else 0)
-    assert len(kinds) < 200
-    assert MAX_GPU_LENGTH == MAX_ROW**2 >= (480 // 4) ** 2
+    for function in function_protos(target, 1):
+        kinds = [node.op_type for node in function.node]
+        scans = {"SelectiveScan": 5, "CrossSelectiveScan": 20}.get(function.name, 0)
+        assert "Loop" not in kinds
+        assert kinds.count("Scan") == (scans if target == "cpu" else 0)
+        assert len(kinds) < 400
+    assert MAX_GPU_LENGTH >= (480 // 4) ** 2
 
 
 def test_schemas_describe_the_functions():
     register_schemas()
     register_schemas()
-    functions = {f.name: f for f in function_protos("cpu")}
+    functions = {f.name: f for f in function_protos("cpu", 1)}
     for schema in op_schemas():
         known = onnx.defs.get_schema(schema.name, DOMAIN_VERSION, DOMAIN)
         assert [p.name for p in known.inputs] == list(functions[schema.name].input)
@@ -275,4 +348,4 @@ def test_schemas_describe_the_functions():
 
 def test_unknown_target_is_refused():
     with pytest.raises(ValueError, match="cpu, gpu"):
-        function_protos("tpu")
+        function_protos("tpu", 1)

@@ -15,6 +15,15 @@ app = new_app("Train a TFANet.")
 @app.command()
 def train(
     preset_name: Annotated[str, typer.Option("--preset", help="Model sizes: tiny or base.")] = "tiny",
+    variant: Annotated[
+        str | None, typer.Option(help="Row a to e of the paper's Table 3 instead of the full model.")
+    ] = None,
+    text_tower: Annotated[
+        str | None, typer.Option(help="CLIP of open_clip, such as ViT-L-14-quickgelu [the preset's].")
+    ] = None,
+    image_size: Annotated[
+        int | None, typer.Option(help="Side of the square image, a multiple of 32 [the preset's].")
+    ] = None,
     data: Annotated[
         Path | None, typer.Option(help="REFER folder; the synthetic one is made if absent.")
     ] = None,
@@ -49,7 +58,13 @@ def train(
     from tfanet.errors import UserError
     from tfanet.files import require_writable
 
-    config = preset(preset_name, token_length=token_length or (22 if dataset == "refcocog" else 17))
+    chosen = {"text_tower": text_tower, "image_size": image_size}
+    config = preset(
+        preset_name,
+        token_length=token_length or (22 if dataset == "refcocog" else 17),
+        variant=variant,
+        **{field: value for field, value in chosen.items() if value is not None},
+    )
     out = out or Path("runs") / preset_name
     require_writable(out / "model.safetensors")
     if (out / "training.pt").exists() and not resume:
@@ -67,6 +82,13 @@ def train(
     from tfanet.training.loop import TrainingOptions
     from tfanet.training.loop import train as train_loop
 
+    torch.manual_seed(seed)
+    model = TFANet(config)
+    if not resume:
+        if vmamba_weights:
+            model.vmamba.load_official(vmamba_weights)
+        if clip_weights:
+            model.text.load_pretrained(clip_weights)
     if data is None:
         data = DEFAULT_ROOT
         ensure_shapes(data)
@@ -80,13 +102,6 @@ def train(
     training = Subset(whole, range(min(limit or len(whole), len(whole))))
     tokens = whole.tokens[: len(training)].numpy()
     validation = Subset(validation, range(min(validate, len(validation))))
-    torch.manual_seed(seed)
-    model = TFANet(config)
-    if not resume:
-        if vmamba_weights:
-            model.vmamba.load_official(vmamba_weights)
-        if clip_weights:
-            model.text.load_pretrained(clip_weights)
     options = TrainingOptions(
         epochs=epochs, batch=batch, rate=rate, weight_decay=weight_decay, warmup=warmup, seed=seed,
         workers=workers, device=device, half_weights=half_weights,

@@ -1,0 +1,79 @@
+"""Writing ONNX files of any size: above protobuf's 2 GB the weights lie in a file of their own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tfanet_engines.sidecar import external_data_path
+
+if TYPE_CHECKING:
+    import onnx
+
+SINGLE_FILE_BYTES = 1_900_000_000
+"""Weights up to here are stored in the ONNX file itself; protobuf takes 2^31 - 1 bytes in all."""
+
+
+def save_onnx(proto: onnx.ModelProto, path: Path) -> Path | None:
+    """Write `proto` to `path` and check the file; return the file of its external weights, if it needs one.
+
+    That file lies beside `path` under a name made of it, until `settle_weights`. The weights are no longer in
+    `proto` then. It is left behind by no error.
+    """
+    import onnx
+
+    weights = None
+    if weight_bytes(proto) > SINGLE_FILE_BYTES:
+        weights = external_data_path(path)
+    try:
+        if weights is None:
+            onnx.save(proto, path)
+        else:
+            onnx.save(proto, path, save_as_external_data=True, location=weights.name, size_threshold=1024)
+        onnx.checker.check_model(str(path))
+    except BaseException:
+        if weights is not None:
+            weights.unlink(missing_ok=True)
+        raise
+    return weights
+
+
+def settle_weights(weights: Path | None, temporary: Path, final: Path) -> None:
+    """Give external weights the name that belongs to `final`, before `temporary` is renamed to it.
+
+    Removes what an earlier `final` had where the new one has none.
+    """
+    import onnx
+    from onnx.external_data_helper import uses_external_data
+
+    settled = external_data_path(final)
+    if weights is None:
+        settled.unlink(missing_ok=True)
+        return
+    proto = onnx.load(temporary, load_external_data=False)
+    for tensor in proto.graph.initializer:
+        if uses_external_data(tensor):
+            for entry in tensor.external_data:
+                if entry.key == "location":
+                    entry.value = settled.name
+    onnx.save(proto, temporary)
+    weights.replace(settled)
+
+
+def weight_bytes(proto: onnx.ModelProto) -> int:
+    """Bytes of all weights in the graph."""
+    import onnx
+
+    sizes = (
+        np.prod(tensor.dims, dtype=np.int64) * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+        for tensor in proto.graph.initializer
+    )
+    return int(sum(sizes))
+
+
+def file_bytes(path: Path) -> int:
+    """Size of an ONNX file on disk, its external weights included."""
+    weights = external_data_path(path)
+    return path.stat().st_size + (weights.stat().st_size if weights.exists() else 0)

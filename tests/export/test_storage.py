@@ -1,0 +1,64 @@
+"""ONNX files whose weights lie in a file of their own, shown on a small model by lowering the limit."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+
+from tfanet.errors import UserError
+from tfanet_engines import Sidecar, open_engine
+from tfanet_export import storage
+from tfanet_export.export import retarget, verification_pairs
+from tfanet_export.storage import file_bytes, save_onnx, weight_bytes
+
+
+@pytest.fixture
+def small_limit(monkeypatch):
+    monkeypatch.setattr(storage, "SINGLE_FILE_BYTES", 1_000_000)
+
+
+def test_weights_beyond_the_limit_lie_beside_the_file(small_limit, exported, random_model, tmp_path):
+    whole = exported["fp32"].path
+    out = retarget(whole, tmp_path / "big.onnx", "cpu")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["big.onnx", "big.onnx.data", "big.onnx.json"]
+    assert out.stat().st_size < 3_000_000 < whole.stat().st_size
+    assert file_bytes(out) == pytest.approx(whole.stat().st_size, rel=0.05)
+    images, tokens, _ = verification_pairs(random_model, 2)
+    with open_engine(whole) as expected, open_engine(out) as actual:
+        np.testing.assert_array_equal(actual.infer(images, tokens), expected.infer(images, tokens))
+
+
+def test_altered_weights_are_noticed(small_limit, exported, tmp_path):
+    out = retarget(exported["fp32"].path, tmp_path / "big.onnx", "cpu")
+    weights = tmp_path / "big.onnx.data"
+    content = bytearray(weights.read_bytes())
+    content[len(content) // 2] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(UserError, match="truncated or altered"):
+        open_engine(out)
+    weights.unlink()
+    with pytest.raises(UserError, match="truncated or altered"):
+        Sidecar.read(out).check_file(out)
+
+
+def test_a_file_that_needs_none_leaves_no_old_weights(small_limit, exported, tmp_path, monkeypatch):
+    retarget(exported["fp32"].path, tmp_path / "model.onnx", "cpu")
+    monkeypatch.undo()
+    out = retarget(exported["fp32"].path, tmp_path / "model.onnx", "cpu")
+    assert not (tmp_path / "model.onnx.data").exists()
+    Sidecar.read(out).check_file(out)
+
+
+def test_a_failed_check_leaves_nothing(small_limit, exported, tmp_path):
+    proto = onnx.load(exported["fp32"].path)
+    del proto.functions[:]  # its nodes now mean nothing
+    proto.graph.node[0].input[0] = "nowhere"
+    with pytest.raises(onnx.checker.ValidationError):
+        save_onnx(proto, tmp_path / "broken.onnx")
+    assert not (tmp_path / "broken.onnx.data").exists()
+
+
+def test_weight_bytes_are_those_of_the_initializers(exported):
+    proto = onnx.load(exported["fp16"].path)
+    assert weight_bytes(proto) == sum(len(tensor.raw_data) for tensor in proto.graph.initializer)

@@ -1,0 +1,227 @@
+"""The 2-D selective scan of VMamba (Liu et al., 2024, "SS2D") in one operation.
+
+    cross_selective_scan(x, p, dt_weight, A, D, delta_bias) -> y
+
+| tensor       | shape                     | meaning                                                |
+|--------------|---------------------------|--------------------------------------------------------|
+| `x`          | [batch, H, W, D]          | the feature map, channels last                         |
+| `p`          | [batch, H, W, K*(R + 2N)] | for each of K = 4 directions: dt (R), B (N), C (N)     |
+| `dt_weight`  | [K*D, R]                  | delta = dt_weight dt                                   |
+| `A`          | [K*D, N]                  | decay rates, negative                                  |
+| `D`          | [K*D]                     | skip weight                                            |
+| `delta_bias` | [K*D]                     | added to delta before softplus                         |
+| `y`          | [batch, H, W, D]          | FP32 (FP64 for FP64), whatever the dtype of `x`        |
+
+The map is scanned in four orders, k = 0..3: by rows, by columns, and both reversed. Each is the selective
+scan of `tfanet.ops.selective_scan` with its own dt, B, C, A, D and bias; `y` is the sum of the four, each
+back at its pixel. dt, B and C are linear in a pixel's features, so they are computed once, in raster order,
+for all directions: no reordered copy of the map, and no delta of 4 D channels, is needed outside the
+operation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tfanet.ops.precision import wide_dtype
+from tfanet.ops.recurrence import channel_blocks, scan_gradients, scan_into
+from tfanet.ops.selective_scan import selective_scan_loop
+
+DIRECTIONS = 4
+
+
+def cross_scan(x: Tensor) -> Tensor:
+    """Four traversals of [batch, H, W, C] -> [batch, 4, C, H*W]: by rows, by columns, and both reversed."""
+    by_rows, by_columns = x.permute(0, 3, 1, 2).flatten(2), x.permute(0, 3, 2, 1).flatten(2)
+    forward = torch.stack([by_rows, by_columns], dim=1)
+    return torch.cat([forward, forward.flip(-1)], dim=1)
+
+
+def cross_merge(y: Tensor, height: int, width: int) -> Tensor:
+    """Sum of four traversals [batch, 4, C, H*W], each back in raster order -> [batch, H, W, C]."""
+    by_rows, by_columns = (y[:, :2] + y[:, 2:].flip(-1)).unbind(1)
+    merged = by_rows.unflatten(-1, (height, width)) + by_columns.unflatten(-1, (width, height)).mT
+    return merged.permute(0, 2, 3, 1)
+
+
+def cross_selective_scan_loop(
+    x: Tensor, p: Tensor, dt_weight: Tensor, A: Tensor, D: Tensor, delta_bias: Tensor
+) -> Tensor:
+    """The reference of every test: four traversals, `selective_scan_loop`, their sum. Shapes as above."""
+    wide, states, rank = wide_dtype(x), A.shape[1], dt_weight.shape[1]
+    u = cross_scan(x.to(wide))
+    own = p.to(wide).unflatten(-1, (DIRECTIONS, -1))  # each direction reads its own part of p
+    parts = torch.stack([cross_scan(own[..., k, :])[:, k] for k in range(DIRECTIONS)], dim=1)
+    dt, B, C = parts.split([rank, states, states], dim=2)
+    delta = torch.einsum("kdr,bkrl->bkdl", dt_weight.to(wide).unflatten(0, (DIRECTIONS, -1)), dt)
+    y = selective_scan_loop(u.flatten(1, 2), delta.flatten(1, 2), A, B, C, D, delta_bias)
+    return cross_merge(y.unflatten(1, (DIRECTIONS, -1)), x.shape[1], x.shape[2])
+
+
+# The CPU path: a direction is a scan over the map's pixels by rows, of the map or of its transpose, in one
+# order of time or the other. Channels go through in blocks that fit the cache.
+
+
+class _Direction(NamedTuple):
+    """One direction's operands over the L pixels in the order that it reads them in."""
+
+    transposed: bool
+    reverse: bool
+    channels: slice  # of the K*D
+    dt: Tensor  # [batch, L, R]
+    B: Tensor  # [batch, L, N]
+    C: Tensor  # [batch, L, N]
+
+
+def _both_orders(x: Tensor) -> tuple[Tensor, Tensor]:
+    """[batch, H, W, C] -> [batch, L, C] by rows and by columns."""
+    return x.flatten(1, 2), x.transpose(1, 2).flatten(1, 2)
+
+
+def _directions(p: Tensor, rank: int, states: int, channels: int) -> Iterator[_Direction]:
+    orders = _both_orders(p)
+    for k in range(DIRECTIONS):
+        part = orders[k % 2].unflatten(-1, (DIRECTIONS, -1))[..., k, :]
+        dt, B, C = (piece.contiguous() for piece in part.split([rank, states, states], dim=-1))
+        yield _Direction(k % 2 == 1, k >= 2, slice(k * channels, (k + 1) * channels), dt, B, C)
+
+
+def _forward(x: Tensor, p: Tensor, dt_weight: Tensor, A: Tensor, D: Tensor, delta_bias: Tensor) -> Tensor:
+    wide = wide_dtype(x)
+    x, p, dt_weight, A, D, bias = (t.to(wide) for t in (x, p, dt_weight, A, D, delta_bias))
+    height, width, channels = x.shape[1:]
+    maps = _both_orders(x)
+    sums = (maps[0] * D.unflatten(0, (DIRECTIONS, -1)).sum(0), torch.zeros_like(maps[1]))
+    for direction in _directions(p, dt_weight.shape[1], A.shape[1], channels):
+        weight, rates, shift = (t[direction.channels] for t in (dt_weight, A, bias))
+        u, out = maps[direction.transposed], sums[direction.transposed]
+        for block in channel_blocks(direction.dt[..., 0].numel(), channels):
+            step = F.softplus(F.linear(direction.dt, weight[block], shift[block]))
+            scan_into(
+                out[..., block], step, u[..., block], rates[block], direction.B, direction.C,
+                reverse=direction.reverse,
+            )  # fmt: skip
+    by_rows, by_columns = sums[0].unflatten(1, (height, width)), sums[1].unflatten(1, (width, height))
+    return by_rows + by_columns.transpose(1, 2)
+
+
+def _backward(
+    dy: Tensor, x: Tensor, p: Tensor, dt_weight: Tensor, A: Tensor, D: Tensor, delta_bias: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of all six inputs; nothing but them was kept."""
+    wide = wide_dtype(x)
+    given = (x, p, dt_weight, A, D, delta_bias)
+    dy, x, p, dt_weight, A, D, bias = (t.to(wide) for t in (dy, *given))
+    height, width, channels = x.shape[1:]
+    rank, states = dt_weight.shape[1], A.shape[1]
+    maps, dys = _both_orders(x), _both_orders(dy)
+    dmaps = (dys[0] * D.unflatten(0, (DIRECTIONS, -1)).sum(0), torch.zeros_like(maps[1]))
+    dweight, dA, dbias = (torch.zeros_like(t) for t in (dt_weight, A, bias))
+    dp: list[Tensor] = []
+    for direction in _directions(p, rank, states, channels):
+        weight, rates, shift = (t[direction.channels] for t in (dt_weight, A, bias))
+        u, dout, du = (t[direction.transposed] for t in (maps, dys, dmaps))
+        ddt, dB, dC = (torch.zeros_like(t) for t in (direction.dt, direction.B, direction.C))
+        for block in channel_blocks(direction.dt[..., 0].numel(), channels):
+            raw = F.linear(direction.dt, weight[block], shift[block])
+            grads = scan_gradients(
+                dout[..., block], F.softplus(raw), u[..., block], rates[block], direction.B, direction.C,
+                reverse=direction.reverse,
+            )  # fmt: skip
+            draw = grads.step.mul_(raw.sigmoid_())
+            du[..., block] += grads.u
+            dB += grads.B
+            dC += grads.C
+            ddt += draw @ weight[block]
+            dA[direction.channels][block] = grads.A
+            dbias[direction.channels][block] = draw.sum((0, 1))
+            dweight[direction.channels][block] = torch.einsum("bld,blr->dr", draw, direction.dt)
+        part = torch.cat([ddt, dB, dC], dim=-1)
+        dp.append(_to_raster(part, height, width, direction.transposed))
+    dx = _to_raster(dmaps[0], height, width, False) + _to_raster(dmaps[1], height, width, True)
+    dD = torch.einsum("blc,blc->c", dys[0], maps[0]).repeat(DIRECTIONS)
+    found = (dx, torch.cat(dp, dim=-1), dweight, dA, dD, dbias)
+    result = tuple(gradient.to(t.dtype).contiguous() for gradient, t in zip(found, given, strict=True))
+    return result  # pyright: ignore[reportReturnType]
+
+
+def _to_raster(x: Tensor, height: int, width: int, transposed: bool) -> Tensor:
+    """[batch, L, C] by rows, or by columns, -> [batch, H, W, C]."""
+    return x.unflatten(1, (width, height)).transpose(1, 2) if transposed else x.unflatten(1, (height, width))
+
+
+# The operation.
+
+
+@torch.library.custom_op("tfanet::cross_selective_scan", mutates_args=())
+def cross_selective_scan(
+    x: Tensor, p: Tensor, dt_weight: Tensor, A: Tensor, D: Tensor, delta_bias: Tensor
+) -> Tensor:
+    """Four-way selective scan of a feature map; shapes and meaning in the module's docstring.
+
+    Raises `ValueError` when the shapes do not fit each other.
+    """
+    _check(x, p, dt_weight, A, D, delta_bias)
+    with torch.autocast(x.device.type, enabled=False):
+        return _forward(x, p, dt_weight, A, D, delta_bias)
+
+
+@cross_selective_scan.register_fake
+def _(x: Tensor, p: Tensor, dt_weight: Tensor, A: Tensor, D: Tensor, delta_bias: Tensor) -> Tensor:
+    _check(x, p, dt_weight, A, D, delta_bias)
+    return torch.empty(x.shape, dtype=wide_dtype(x), device=x.device)
+
+
+@torch.library.custom_op("tfanet::cross_selective_scan_backward", mutates_args=())
+def cross_selective_scan_backward(
+    dy: Tensor, x: Tensor, p: Tensor, dt_weight: Tensor, A: Tensor, D: Tensor, delta_bias: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of `cross_selective_scan` with respect to its six inputs, given dL/dy [batch, H, W, D]."""
+    with torch.autocast(x.device.type, enabled=False):
+        return _backward(dy, x, p, dt_weight, A, D, delta_bias)
+
+
+@cross_selective_scan_backward.register_fake
+def _(
+    dy: Tensor, x: Tensor, p: Tensor, dt_weight: Tensor, A: Tensor, D: Tensor, delta_bias: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    dx, dp, dweight, dA, dD, dbias = (
+        torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (x, p, dt_weight, A, D, delta_bias)
+    )
+    return dx, dp, dweight, dA, dD, dbias
+
+
+def _keep_inputs(ctx, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _gradient(ctx, dy: Tensor) -> tuple[Tensor, ...]:
+    return cross_selective_scan_backward(dy, *ctx.saved_tensors)
+
+
+cross_selective_scan.register_autograd(_gradient, setup_context=_keep_inputs)
+
+
+def _check(x: Tensor, p: Tensor, dt_weight: Tensor, A: Tensor, D: Tensor, delta_bias: Tensor) -> None:
+    if x.dim() != 4 or dt_weight.dim() != 2 or A.dim() != 2:
+        raise ValueError(
+            f"x must be [batch, H, W, D], dt_weight [4*D, R] and A [4*D, N], not {[*x.shape]}, "
+            f"{[*dt_weight.shape]} and {[*A.shape]}"
+        )
+    batch, height, width, channels = x.shape
+    scanned, rank, states = DIRECTIONS * channels, dt_weight.shape[1], A.shape[1]
+    expected = {
+        "p": (p, [batch, height, width, DIRECTIONS * (rank + 2 * states)]),
+        "dt_weight": (dt_weight, [scanned, rank]),
+        "A": (A, [scanned, states]),
+        "D": (D, [scanned]),
+        "delta_bias": (delta_bias, [scanned]),
+    }
+    for name, (tensor, shape) in expected.items():
+        if list(tensor.shape) != shape:
+            raise ValueError(f"{name} must be {shape}, not {[*tensor.shape]}")
