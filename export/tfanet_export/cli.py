@@ -41,6 +41,7 @@ Checkpoint = Annotated[
 ImageSize = Annotated[
     int | None, typer.Option(help="Side of the square image, a multiple of 32 [the checkpoint's].")
 ]
+Pairs = Annotated[int, typer.Option(min=1, max=1000, help="Pairs to verify the file on.")]
 Fp16 = Annotated[bool, typer.Option("--fp16", help="Half precision with FP32 islands.")]
 
 
@@ -53,7 +54,7 @@ def onnx(
     target: Annotated[
         BodyTarget, typer.Option(help="Runtime that the scan is written for.")
     ] = BodyTarget.cpu,
-    pairs: Annotated[int, typer.Option(min=1, max=1000, help="Pairs to verify the file on.")] = 16,
+    pairs: Pairs = 16,
 ) -> None:
     """Export to ONNX and verify the file with ONNX Runtime against PyTorch; exit 1 above tolerance."""
     from tfanet.files import require_writable
@@ -84,6 +85,7 @@ def trt(
     target: Annotated[str, typer.Option(help="GPU: rtx4090, sm89, ...")] = "rtx4090",
     backend: Annotated[Backend, typer.Option(help="auto: tensorrt-rtx.")] = Backend.auto,
     batch: Annotated[str, typer.Option(help="Smallest, usual and largest batch.")] = "1,1,8",
+    pairs: Pairs = 16,
 ) -> None:
     """Build a TensorRT plan from a checkpoint or an exported ONNX file. No GPU is needed."""
     from tfanet.files import require_writable
@@ -112,7 +114,7 @@ def trt(
         _retarget(onnx_file, network, fp16, command)
     else:
         report = _export(
-            source, network, fp16=fp16, target="gpu", pairs=16, image_size=image_size, rebuild=command
+            source, network, fp16=fp16, target="gpu", pairs=pairs, image_size=image_size, rebuild=command
         )
         _report(report)
     report = build_plan(

@@ -23,9 +23,9 @@ from tfanet_engines.onnx_file import read_onnx
 from tfanet_engines.parity import ParityFigures, check, compare_logits
 from tfanet_engines.sidecar import model_sha256, sidecar_path
 from tfanet_export.deploy import deployment_model
-from tfanet_export.functions import DOMAIN, Target, function_protos
+from tfanet_export.functions import DOMAIN, Target
 from tfanet_export.storage import file_bytes, save_onnx, settle_weights
-from tfanet_export.trace import check_graph, check_scan_length, trace
+from tfanet_export.trace import check_graph, functions_of, trace
 
 if TYPE_CHECKING:
     import onnx
@@ -165,9 +165,8 @@ def retarget(onnx_path: str | Path, out: str | Path, target: Target, *, rebuild:
     proto = onnx.load(source.path)
     if not any(function.domain == DOMAIN for function in proto.functions):
         raise UserError(f"{onnx_path} holds no {DOMAIN} functions; make it with tfanet-export onnx")
-    check_scan_length(source.config, target)
     del proto.functions[:]
-    proto.functions.extend(function_protos(target, source.config.ssm_state))
+    proto.functions.extend(functions_of(source.config, target))
     with atomic_path(out) as temporary:
         settle_weights(save_onnx(proto, temporary), temporary, Path(out))
     if source.sidecar:

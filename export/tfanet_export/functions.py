@@ -45,17 +45,18 @@ _DOCS = {
 }
 
 
-def function_protos(target: Target, states: int) -> list[onnx.FunctionProto]:
+def function_protos(target: Target, *, states: int, longest: int) -> list[onnx.FunctionProto]:
     """All functions, with the scans' bodies for `target`; append them to `ModelProto.functions`.
 
-    `states` is N of the model's scans: with one state a channel the cpu body has nothing to sum over. Raises
-    `ValueError` for an unknown target.
+    `states` is N of the model's scans: with one state a channel the cpu body has nothing to sum over.
+    `longest` is the number of tokens of the longest scan, which the gpu body is cut to; the cpu body takes
+    any. Raises `ValueError` for an unknown target.
     """
     if target not in get_args(Target):
         raise ValueError(f"target must be one of {', '.join(get_args(Target))}, not {target!r}")
     cpu = target == "cpu"
     bodies = {
-        SCAN: selective_scan_cpu(states) if cpu else selective_scan_gpu(),
+        SCAN: selective_scan_cpu(states) if cpu else selective_scan_gpu(longest),
         CROSS_SCAN: cross_selective_scan_cpu(states) if cpu else cross_selective_scan_gpu(),
         ATTENTION: _attention(),
     }

@@ -1,8 +1,8 @@
 """The scan functions' bodies for TensorRT-RTX and other GPU runtimes, as ONNX text; see `scan_bodies`.
 
-Rows have P = 128 positions; the recurrence inside rows and over rows takes doubling steps (Hillis and Steele,
-1986), for a Scan would be one launch a step. L is at most `MAX_GPU_LENGTH`; beyond, shapes clash and runtimes
-refuse.
+The recurrence inside rows and over rows takes doubling steps (Hillis and Steele, 1986), for a Scan would be
+one launch a step. Rows have as many positions as there may be rows, a power of two that is chosen for the
+longest scan of the model (`row_length`); beyond its square, shapes clash and runtimes refuse.
 """
 
 from __future__ import annotations
@@ -11,15 +11,18 @@ from itertools import pairwise
 
 from tfanet_export.scan_bodies import CONSTANTS, from_rows, in_rows, padding, softplus
 
-ROW = 128
-DOUBLINGS = 7
-"""Doubling steps that cover ROW positions."""
-MAX_GPU_LENGTH = ROW * ROW
-"""The longest sequence; 14,400 is the longest of a 480 x 480 image."""
+
+def row_length(longest: int) -> int:
+    """Positions a row for scans of up to `longest` tokens: the power of two whose square holds them."""
+    row = 2
+    while row * row < longest:
+        row *= 2
+    return row
 
 
-def selective_scan_gpu() -> str:
-    """`SelectiveScan` by doubling."""
+def selective_scan_gpu(longest: int) -> str:
+    """`SelectiveScan` by doubling, for up to `longest` tokens."""
+    size = row_length(longest)
     return f"""
     {CONSTANTS}
     batch = Shape <start = 0, end = 1> (u)
@@ -27,7 +30,7 @@ def selective_scan_gpu() -> str:
     groups = Shape <start = 1, end = 2> (B)
     states = Shape <start = 2, end = 3> (B)
     one_f = Constant <value_float = 1.0> ()
-    most = Constant <value_ints = [{ROW}]> ()
+    most = Constant <value_ints = [{size}]> ()
     {padding("most")}
     wide_shape = Concat <axis = 0> (batch, groups, last, one, rows, most)
     states_shape = Concat <axis = 0> (batch, groups, one, states, rows, most)
@@ -50,9 +53,9 @@ def selective_scan_gpu() -> str:
     decay = Exp (log_decay)
     step_u = Mul (s_softplus, u_rows)
     input = Mul (step_u, B_rows)
-    {_doubling("decay", "input", "inside")}
+    {_doubling("decay", "input", "inside", size)}
 
-    row_last = Constant <value_ints = [{ROW - 1}]> ()
+    row_last = Constant <value_ints = [{size - 1}]> ()
     end_decay_p = Slice (decay_inside, row_last, most, last)
     end_input_p = Slice (input_inside, row_last, most, last)
     end_decay_r = Squeeze (end_decay_p, last)
@@ -61,7 +64,7 @@ def selective_scan_gpu() -> str:
     row_tail = Concat <axis = 0> (zero, missing_rows)
     end_decay = Pad (end_decay_r, row_tail, one_f, last)
     end_input = Pad (end_input_r, row_tail, , last)
-    {_doubling("end_decay", "end_input", "over")}
+    {_doubling("end_decay", "end_input", "over", size)}
 
     next_row = Constant <value_ints = [1, -1]> ()
     entering = Pad (end_input_over, next_row, , last)
@@ -77,12 +80,12 @@ def selective_scan_gpu() -> str:
     """
 
 
-def _doubling(decay: str, x: str, tag: str) -> str:
-    """`{x}_{tag}` = states, `{decay}_{tag}` = products of decays, along a last axis of ROW entries.
+def _doubling(decay: str, x: str, tag: str, size: int) -> str:
+    """`{x}_{tag}` = states, `{decay}_{tag}` = products of decays, along a last axis of `size` entries.
 
     Step i combines every entry with the one 2^i before it; Pad with one negative end is a shift.
     """
-    names = [(decay, x), *((f"{tag}_decay{i}", f"{tag}_x{i}") for i in range(1, DOUBLINGS))]
+    names = [(decay, x), *((f"{tag}_decay{i}", f"{tag}_x{i}") for i in range(1, size.bit_length() - 1))]
     names.append((f"{decay}_{tag}", f"{x}_{tag}"))
     return "".join(
         f"""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from tfanet.config import TFANetConfig
-from tfanet.errors import UserError, VerificationError
+from tfanet.errors import VerificationError
 from tfanet.model import TFANet
 from tfanet.signature import BATCH, MAX_BATCH, Signature, TensorSpec, signature_of
 from tfanet_export.functions import (
@@ -26,7 +26,6 @@ from tfanet_export.functions import (
     function_protos,
     register_schemas,
 )
-from tfanet_export.scan_bodies_gpu import MAX_GPU_LENGTH
 
 if TYPE_CHECKING:
     import onnx
@@ -41,11 +40,9 @@ ONNX_OPS = {
 def trace(model: TFANet, target: Target) -> onnx.ModelProto:
     """The deployed graph of `model` (see `deploy.deployment_model`) with the function bodies for `target`.
 
-    Only the batch is dynamic. Raises `VerificationError` when the graph breaks its contract (`check_graph`)
-    and `UserError` when the image is too large for the body (`check_scan_length`).
+    Only the batch is dynamic. Raises `VerificationError` when the graph breaks its contract (`check_graph`).
     """
 
-    check_scan_length(model.config, target)
     register_schemas()
     signature = signature_of(model.config)
     image, tokens = example_inputs(model)
@@ -64,19 +61,16 @@ def trace(model: TFANet, target: Target) -> onnx.ModelProto:
         )
     assert program is not None
     proto = program.model_proto
-    proto.functions.extend(function_protos(target, model.config.ssm_state))
+    proto.functions.extend(functions_of(model.config, target))
     _strip_paths(proto)
     check_graph(proto, signature)
     return proto
 
 
-def check_scan_length(config: TFANetConfig, target: Target) -> None:
-    """Raise `UserError` when a scan of this model is longer than the function body for `target` can take."""
-    longest = max((config.image_size // 4) ** 2, 3 * config.vmamba_dims[-1])
-    if target == "gpu" and longest > MAX_GPU_LENGTH:
-        raise UserError(
-            f"a scan of {longest} tokens is beyond the gpu body's {MAX_GPU_LENGTH}; use --target cpu"
-        )
+def functions_of(config: TFANetConfig, target: Target) -> list[onnx.FunctionProto]:
+    """The function bodies for a model of `config`."""
+    longest = max((config.image_size // 4) ** 2, 3 * config.vmamba_dims[-1])  # stage 1; CSSM of stage 4
+    return function_protos(target, states=config.ssm_state, longest=longest)
 
 
 def example_inputs(model: TFANet) -> tuple[torch.Tensor, torch.Tensor]:

@@ -80,7 +80,17 @@ def test_shuffled_sentences_are_told(command, checkpoint, shapes_root):
     assert "calls of 6 images" in done.out
 
 
+def test_a_checkpoint_runs_at_another_size(command, checkpoint, shapes_root):
+    done = command(
+        main, "--engine", checkpoint, "--reference", checkpoint, "--data", shapes_root, "--limit", 2,
+        "--image-size", 128,
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    assert "within the fp32 bounds" in done.out
+
+
 REFUSALS = [
+    pytest.param(["--image-size", "100"], "must be a multiple of 32", id="odd-size"),
     pytest.param(["--engine", "none.onnx"], "none.onnx does not exist", id="no-engine"),
     pytest.param(["--engine", "model.pt"], "model.pt", id="wrong-engine"),
     pytest.param(["--engine", "model.plan"], "model.plan", id="plan-without-sidecar"),

@@ -15,18 +15,19 @@ import torch
 from typer.testing import CliRunner
 
 import tfanet
-from tfanet.checkpoint import weights_sha256
+from tfanet.checkpoint import save_model, weights_sha256
 from tfanet.config import TFANetConfig, preset
 from tfanet.errors import UserError, VerificationError
 from tfanet.signature import signature_of
 from tfanet.weights import bundled
 from tfanet_engines import Sidecar, check, compare_logits, open_engine
 from tfanet_engines.sidecar import sidecar_path
+from tfanet_eval.cli import app as eval_app
 from tfanet_export import export_onnx
 from tfanet_export.cli import app
 from tfanet_export.deploy import deployment_model
 from tfanet_export.export import retarget, verification_pairs, verify
-from tfanet_export.trace import check_graph, check_scan_length, trace
+from tfanet_export.trace import check_graph, trace
 
 SCANS, CROSS_SCANS = 4, 9  # 4 CSSM; 5 VSS blocks and 4 SCSM
 ATTENTIONS = 24  # 4 stages x 3 scales x 2 directions
@@ -233,12 +234,6 @@ def test_polygraphy_reads_the_file(report):
     assert "{'tfanet': 1}" in done.stdout
 
 
-def test_scans_beyond_the_gpu_body_are_refused():
-    check_scan_length(preset("base"), "gpu")
-    with pytest.raises(UserError, match="use --target cpu"):
-        check_scan_length(preset("base", image_size=544), "gpu")
-
-
 def test_command_line_onnx_to_plan(exported, tmp_path):
     out = tmp_path / "a folder" / "model.plan"
     arguments = ["trt", "--onnx", str(exported["fp16"].path), "--fp16", "-o", str(out), "--batch", "1,2,4"]
@@ -259,9 +254,31 @@ def test_command_line_onnx_to_plan(exported, tmp_path):
     assert {"--target", "rtx4090", "--batch", "1,2,4", "--fp16"} < set(words)
 
 
+def test_command_line_of_another_size(random_model, tmp_path, shapes_root):
+    """Exported at 128, run there, and held against the checkpoint, whose own size is 96."""
+    save_model(random_model, tmp_path / "random.safetensors")
+    out = tmp_path / "large.onnx"
+    arguments = ["onnx", "-c", str(tmp_path / "random.safetensors"), "-o", str(out), "--image-size", "128"]
+    result = CliRunner().invoke(app, [*arguments, "--pairs", "2"], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    assert "took" in result.output
+    sidecar = Sidecar.read(out)
+    assert sidecar.preprocessing["size"] == 128
+    assert sidecar.cost["nodes"] > 500
+    assert sidecar.cost["bytes"] == out.stat().st_size
+    assert "--image-size 128" in sidecar.rebuild
+    arguments = ["--engine", str(out), "--reference", str(tmp_path / "random.safetensors"), "--limit", "2"]
+    evaluated = CliRunner().invoke(eval_app, [*arguments, "--data", str(shapes_root)], catch_exceptions=False)
+    assert evaluated.exit_code == 0, evaluated.output
+    with pytest.raises(UserError, match=r"large.onnx is fixed; export"):
+        open_engine(out, image_size=96)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["onnx", "--image-size", "100"], "must be a multiple of 32"),
+        (["trt", "--onnx", "FP32", "--image-size", "96"], "is fixed"),
         (["onnx", "-c", "nowhere.safetensors"], "does not exist"),
         (["onnx", "-o", "model.txt"], "must end in .onnx"),
         (["onnx", "-o", "file/model.onnx"], "cannot write"),

@@ -16,7 +16,9 @@ from tfanet_export.functions import (
     op_schemas,
     register_schemas,
 )
-from tfanet_export.scan_bodies_gpu import MAX_GPU_LENGTH
+from tfanet_export.scan_bodies_gpu import row_length
+
+LONGEST = 16_384
 
 TARGETS = [pytest.param("cpu", id="cpu-body"), pytest.param("gpu", id="gpu-body")]
 SCAN_CASES = [
@@ -28,7 +30,7 @@ SCAN_CASES = [
     pytest.param(1, 1, 3, 4, 500, 1.0, id="500-tokens-4-states"),
     pytest.param(1, 2, 2, 1, 129, 1e4, id="extreme-delta"),
     pytest.param(1, 1, 2, 1, 14400, 1.0, id="stage-1-of-480"),
-    pytest.param(1, 1, 1, 1, MAX_GPU_LENGTH, 1.0, id="longest-of-gpu"),
+    pytest.param(1, 1, 1, 1, LONGEST, 1.0, id="longest-of-gpu"),
 ]
 
 
@@ -80,7 +82,7 @@ SYMBOLS = {
 WIDE = {"A", "D", "delta_bias", "gamma"}
 
 
-def one_node(op, names, half=False, target="cpu", static=None, states=1):
+def one_node(op, names, half=False, target="cpu", static=None, states=1, longest=LONGEST):
     """A model of one node; sizes are symbolic, past axis 0 those of `static` (name -> array) if given."""
     small = TensorProto.FLOAT16 if half else TensorProto.FLOAT
 
@@ -98,7 +100,10 @@ def one_node(op, names, half=False, target="cpu", static=None, states=1):
     graph = helper.make_graph([node], "one_node", inputs, [output])
     opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, DOMAIN_VERSION)]
     model = helper.make_model(
-        graph, functions=function_protos(target, states), opset_imports=opsets, ir_version=10
+        graph,
+        functions=function_protos(target, states=states, longest=longest),
+        opset_imports=opsets,
+        ir_version=10,
     )
     onnx.checker.check_model(model)
     return model
@@ -174,7 +179,10 @@ def test_scans_of_several_sizes_share_one_graph(target):
     graph = helper.make_graph(nodes, "chain", inputs, [output])
     opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, DOMAIN_VERSION)]
     model = helper.make_model(
-        graph, functions=function_protos(target, 2), opset_imports=opsets, ir_version=10
+        graph,
+        functions=function_protos(target, states=2, longest=LONGEST),
+        opset_imports=opsets,
+        ir_version=10,
     )
 
     mean = 0.0
@@ -186,8 +194,21 @@ def test_scans_of_several_sizes_share_one_graph(target):
     np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("longest", "row"), [(1, 2), (4, 2), (5, 4), (576, 32), (14400, 128), (16384, 128), (57600, 256)]
+)
+def test_rows_of_the_gpu_body_hold_the_longest_scan(longest, row):
+    assert row_length(longest) == row
+
+
+def test_the_gpu_body_of_another_length():
+    values = cast(scan_inputs(1, 2, 2, 2, 1000))
+    model = one_node("SelectiveScan", list(values), target="gpu", states=2, longest=1000)
+    np.testing.assert_allclose(session(model).run(None, values)[0], scan_loop(**values), rtol=1e-4, atol=1e-4)
+
+
 def test_a_sequence_too_long_for_the_gpu_body_is_refused():
-    values = cast(scan_inputs(1, 1, 1, 1, MAX_GPU_LENGTH + 1))
+    values = cast(scan_inputs(1, 1, 1, 1, LONGEST + 1))
     with pytest.raises(onnxruntime.capi.onnxruntime_pybind11_state.Fail, match="128 by 129"):
         session(one_node("SelectiveScan", list(values), target="gpu")).run(None, values)
 
@@ -325,19 +346,18 @@ def rtx_plan_size(model):
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_bodies_keep_within_their_limits(target):
-    for function in function_protos(target, 1):
+    for function in function_protos(target, states=1, longest=LONGEST):
         kinds = [node.op_type for node in function.node]
         scans = {"SelectiveScan": 5, "CrossSelectiveScan": 20}.get(function.name, 0)
         assert "Loop" not in kinds
         assert kinds.count("Scan") == (scans if target == "cpu" else 0)
         assert len(kinds) < 400
-    assert MAX_GPU_LENGTH >= (480 // 4) ** 2
 
 
 def test_schemas_describe_the_functions():
     register_schemas()
     register_schemas()
-    functions = {f.name: f for f in function_protos("cpu", 1)}
+    functions = {f.name: f for f in function_protos("cpu", states=1, longest=LONGEST)}
     for schema in op_schemas():
         known = onnx.defs.get_schema(schema.name, DOMAIN_VERSION, DOMAIN)
         assert [p.name for p in known.inputs] == list(functions[schema.name].input)
@@ -348,4 +368,4 @@ def test_schemas_describe_the_functions():
 
 def test_unknown_target_is_refused():
     with pytest.raises(ValueError, match="cpu, gpu"):
-        function_protos("tpu", 1)
+        function_protos("tpu", states=1, longest=LONGEST)

@@ -185,10 +185,25 @@ def test_command_line(shapes_root, tmp_path):
         CliRunner().invoke(app, [*arguments, "--resume", "--half-weights"], catch_exceptions=False)
 
 
+def test_command_line_of_another_size_and_variant(shapes_root, tmp_path):
+    arguments = ["--data", str(shapes_root), "--out", str(tmp_path / "run"), "--epochs", "1", "--batch", "4"]
+    arguments += ["--limit", "4", "--validate", "4", "--image-size", "64", "--variant", "b"]
+    result = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    trained = tfanet.load_model(tmp_path / "run" / "model.safetensors").config
+    assert trained == preset("tiny", image_size=64, variant="b")
+    assert trained.alignment == "none"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--preset", "huge"], "unknown preset 'huge'"),
+        (["--variant", "z"], "unknown variant 'z'; known: a, b"),
+        (["--image-size", "100"], "image_size must be a multiple of 32"),
+        (["--text-tower", "ViT-Z"], "unknown text tower"),
+        (["--vmamba-weights", "file"], "file is empty"),
+        (["--clip-weights", "openai"], "no CLIP weights"),
         (["--dataset", "refcocox"], "refcocox"),
         (["--data", "nowhere"], "nowhere"),
         (["--limit", "3", "--batch", "4"], "fewer than one batch"),
