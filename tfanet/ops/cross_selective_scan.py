@@ -28,6 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tfanet.ops.dispatch import use_triton
 from tfanet.ops.precision import wide_dtype
 from tfanet.ops.recurrence import channel_blocks, scan_gradients, scan_into
 from tfanet.ops.selective_scan import selective_scan_loop
@@ -171,6 +172,18 @@ def cross_selective_scan(
         return _forward(x, p, dt_weight, A, D, delta_bias)
 
 
+@cross_selective_scan.register_kernel("cuda")
+def _on_gpu(x: Tensor, p: Tensor, dt_weight: Tensor, A: Tensor, D: Tensor, delta_bias: Tensor) -> Tensor:
+    _check(x, p, dt_weight, A, D, delta_bias)
+    with torch.autocast(x.device.type, enabled=False):
+        if use_triton(x):
+            from tfanet.ops import cross_selective_scan_triton as kernels
+
+            if kernels.supported(x, p):
+                return kernels.cross_selective_scan_forward(x, p, dt_weight, A, D, delta_bias)
+        return _forward(x, p, dt_weight, A, D, delta_bias)
+
+
 @cross_selective_scan.register_fake
 def _(x: Tensor, p: Tensor, dt_weight: Tensor, A: Tensor, D: Tensor, delta_bias: Tensor) -> Tensor:
     _check(x, p, dt_weight, A, D, delta_bias)
@@ -184,6 +197,18 @@ def cross_selective_scan_backward(
     """Gradients of `cross_selective_scan` with respect to its six inputs, given dL/dy [batch, H, W, D]."""
     with torch.autocast(x.device.type, enabled=False):
         return _backward(dy, x, p, dt_weight, A, D, delta_bias)
+
+
+@cross_selective_scan_backward.register_kernel("cuda")
+def _backward_on_gpu(
+    dy: Tensor, x: Tensor, p: Tensor, dt_weight: Tensor, A: Tensor, D: Tensor, delta_bias: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    with torch.autocast(x.device.type, enabled=False):
+        if not use_triton(x):
+            return _backward(dy, x, p, dt_weight, A, D, delta_bias)
+        from tfanet.ops import cross_selective_scan_triton as kernels
+
+        return kernels.cross_selective_scan_backward(dy, x, p, dt_weight, A, D, delta_bias)
 
 
 @cross_selective_scan_backward.register_fake

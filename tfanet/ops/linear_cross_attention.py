@@ -22,10 +22,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tfanet.ops.dispatch import use_triton
 from tfanet.ops.precision import wide_dtype
 
 EPS = 1e-6
 """Keeps XNorm(0) = 0; far below the squared norm of any feature."""
+WIDEST_HEAD = 64
+"""Channels of a head up to which d x d sums fit a program's registers on a GPU."""
 
 
 def linear_cross_attention_loop(q: Tensor, k: Tensor, v: Tensor, gamma: Tensor) -> Tensor:
@@ -45,11 +48,12 @@ def linear_cross_attention_loop(q: Tensor, k: Tensor, v: Tensor, gamma: Tensor) 
     return out.to(q.dtype)
 
 
-def _inverse_norm(x: Tensor, dim: int) -> Tensor:
+def inverse_norm(x: Tensor, dim: int) -> Tensor:
+    """1 / sqrt(|x|^2 + EPS) along `dim`, which is kept."""
     return torch.rsqrt((x * x).sum(dim, keepdim=True) + EPS)
 
 
-def _norm_gradient(g: Tensor, unit: Tensor, inverse: Tensor, dim: int) -> Tensor:
+def norm_gradient(g: Tensor, unit: Tensor, inverse: Tensor, dim: int) -> Tensor:
     """Gradient of x in unit = x * inverse, inverse = (|x|^2 + EPS)^(-1/2), given g = dL/dunit."""
     return (g - unit * (g * unit).sum(dim, keepdim=True)) * inverse
 
@@ -61,12 +65,26 @@ def linear_cross_attention(q: Tensor, k: Tensor, v: Tensor, gamma: Tensor) -> Te
     Raises `ValueError` when the shapes do not fit each other.
     """
     _check(q, k, v, gamma)
+    return _forward(q, k, v, gamma)
+
+
+def _forward(q: Tensor, k: Tensor, v: Tensor, gamma: Tensor) -> Tensor:
     wide = wide_dtype(q)
     kv = k.to(wide) @ v.to(wide).mT  # [batch, h, d, d]
     scale = gamma.to(wide)[:, None, None]
-    kv = kv * (_inverse_norm(kv, -1) * scale)
+    kv = kv * (inverse_norm(kv, -1) * scale)
     query = q.to(wide)
-    return (kv.mT @ (query * (_inverse_norm(query, -2) * scale))).to(q.dtype)
+    return (kv.mT @ (query * (inverse_norm(query, -2) * scale))).to(q.dtype)
+
+
+@linear_cross_attention.register_kernel("cuda")
+def _on_gpu(q: Tensor, k: Tensor, v: Tensor, gamma: Tensor) -> Tensor:
+    _check(q, k, v, gamma)
+    if not use_triton(q) or q.shape[2] > WIDEST_HEAD:
+        return _forward(q, k, v, gamma)
+    from tfanet.ops.linear_cross_attention_triton import linear_cross_attention_forward
+
+    return linear_cross_attention_forward(q, k, v, gamma)
 
 
 @linear_cross_attention.register_fake
@@ -80,25 +98,42 @@ def linear_cross_attention_backward(
     dout: Tensor, q: Tensor, k: Tensor, v: Tensor, gamma: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of `linear_cross_attention` with respect to q, k, v and gamma, given dL/dout."""
+    return _backward(dout, q, k, v, gamma)
+
+
+def _backward(
+    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, gamma: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     wide = wide_dtype(q)
     keys, values, query, g = (x.to(wide) for x in (k, v, q, dout))
     scale = gamma.to(wide)[:, None, None]
     kv = keys @ values.mT
-    kv_inverse, q_inverse = _inverse_norm(kv, -1), _inverse_norm(query, -2)
+    kv_inverse, q_inverse = inverse_norm(kv, -1), inverse_norm(query, -2)
     kv_unit, q_unit = kv * kv_inverse, query * q_inverse
 
     d_kv_unit = (q_unit @ g.mT) * scale**2
     d_q_unit = (kv_unit @ g) * scale**2
     # out = gamma^2 (unit kv)^T (unit q), hence dgamma = 2 sum(out g) / gamma, written without the division.
     dgamma = 2 * (scale * (kv_unit @ g) * q_unit).sum((0, 2, 3))
-    d_kv = _norm_gradient(d_kv_unit, kv_unit, kv_inverse, -1)
-    d_q = _norm_gradient(d_q_unit, q_unit, q_inverse, -2)
+    d_kv = norm_gradient(d_kv_unit, kv_unit, kv_inverse, -1)
+    d_q = norm_gradient(d_q_unit, q_unit, q_inverse, -2)
     return d_q.to(q.dtype), (d_kv @ values).to(k.dtype), (d_kv.mT @ keys).to(v.dtype), dgamma.to(gamma.dtype)
+
+
+@linear_cross_attention_backward.register_kernel("cuda")
+def _backward_on_gpu(
+    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, gamma: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    if not use_triton(q) or q.shape[2] > WIDEST_HEAD:
+        return _backward(dout, q, k, v, gamma)
+    from tfanet.ops import linear_cross_attention_triton as kernels
+
+    return kernels.linear_cross_attention_backward(dout, q, k, v, gamma)
 
 
 @linear_cross_attention_backward.register_fake
 def _(dout: Tensor, q: Tensor, k: Tensor, v: Tensor, gamma: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    dq, dk, dv, dgamma = (torch.empty_like(x) for x in (q, k, v, gamma))
+    dq, dk, dv, dgamma = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v, gamma))
     return dq, dk, dv, dgamma
 
 

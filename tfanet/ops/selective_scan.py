@@ -28,6 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tfanet.ops.dispatch import use_triton
 from tfanet.ops.precision import wide_dtype
 from tfanet.ops.recurrence import channel_blocks, scan_gradients, scan_into
 
@@ -121,6 +122,18 @@ def selective_scan(
     return _forward(u, delta, A, B, C, D, delta_bias)
 
 
+@selective_scan.register_kernel("cuda")
+def _on_gpu(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, delta_bias: Tensor
+) -> Tensor:
+    _check(u, delta, A, B, C, D, delta_bias)
+    if not use_triton(u):
+        return _forward(u, delta, A, B, C, D, delta_bias)
+    from tfanet.ops.selective_scan_triton import selective_scan_forward
+
+    return selective_scan_forward(u, delta, A, B, C, D, delta_bias)
+
+
 @selective_scan.register_fake
 def _(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, delta_bias: Tensor) -> Tensor:
     _check(u, delta, A, B, C, D, delta_bias)
@@ -135,11 +148,24 @@ def selective_scan_backward(
     return _backward(dy, u, delta, A, B, C, D, delta_bias)
 
 
+@selective_scan_backward.register_kernel("cuda")
+def _backward_on_gpu(
+    dy: Tensor, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, delta_bias: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    if not use_triton(u):
+        return _backward(dy, u, delta, A, B, C, D, delta_bias)
+    from tfanet.ops import selective_scan_triton as kernels
+
+    return kernels.selective_scan_backward(dy, u, delta, A, B, C, D, delta_bias)
+
+
 @selective_scan_backward.register_fake
 def _(
     dy: Tensor, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, delta_bias: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    du, ddelta, dA, dB, dC, dD, dbias = (torch.empty_like(x) for x in (u, delta, A, B, C, D, delta_bias))
+    du, ddelta, dA, dB, dC, dD, dbias = (
+        torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (u, delta, A, B, C, D, delta_bias)
+    )
     return du, ddelta, dA, dB, dC, dD, dbias
 
 

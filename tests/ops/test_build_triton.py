@@ -1,0 +1,85 @@
+"""All Triton kernels compile for GPUs that are not here, within what an engine's plugin may use."""
+
+from __future__ import annotations
+
+import os
+import re
+
+import pytest
+
+from tfanet.errors import UserError
+from tfanet.ops import triton_build
+
+pytest.importorskip("triton")
+interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+compiles = pytest.mark.skipif(interpreted, reason="Triton's interpreter has no compiler")
+
+DEPLOYED = (
+    "scan 14400 x 256",
+    "attention",
+    "2-D scan chunks 120 x 120 x 256",
+    "2-D scan columns 120 x 120 x 256",
+)
+"""Compiled for every architecture; the others, by sizes and gradients many, for one that differs most."""
+MAX_SHARED = 48 * 1024
+
+
+@pytest.fixture(scope="module")
+def cases():
+    return {case.name: case for case in triton_build.cases()}
+
+
+def check(made, capability):
+    assert re.search(rf"^\.target sm_{capability}", made.ptx, re.MULTILINE)
+    assert made.spill_stores == made.spill_loads == 0
+    assert 16 <= made.registers <= 255
+    assert made.shared < MAX_SHARED
+    assert made.scratch == 0
+
+
+@compiles
+@pytest.mark.parametrize("capability", triton_build.CAPABILITIES)
+@pytest.mark.parametrize("name", DEPLOYED)
+def test_deployed_kernels_on_every_architecture(name, capability, cases, record_property):
+    made = triton_build.build(cases[name], capability)
+    record_property("registers", made.registers)
+    record_property("shared", made.shared)
+    check(made, capability)
+
+
+@compiles
+@pytest.mark.parametrize(
+    "name",
+    [
+        "scan 225 x 2048", "scan 900 x 1024, N = 16", "scan starts 14400 x 256", "scan backward 14400 x 256",
+        "scan backward 900 x 1024, N = 16", "attention products", "attention products of units",
+        "attention of products", "attention dq", "attention dk, dv", "2-D scan rows 15 x 15 x 2048",
+        "2-D scan starts 120 x 120 x 256",
+    ],
+)  # fmt: skip
+def test_the_other_kernels(name, cases):
+    check(triton_build.build(cases[name], 90), 90)
+
+
+@compiles
+def test_loads_are_16_bytes_wide_where_lengths_allow(cases):
+    """What the copy bandwidth needs: asynchronous copies and stores of 16 bytes."""
+    ptx = triton_build.build(cases["scan 14400 x 256"], 89).ptx
+    assert re.search(r"cp\.async\.\w+\.shared\.global[^;]*, 0x10,", ptx)
+    assert re.search(r"st\.global\.v4\.b32", ptx)
+
+
+@compiles
+@pytest.mark.parametrize("half", ["bf16", "fp32"])
+def test_other_types_of_activations(half):
+    cases = {case.name: case for case in triton_build.cases(half)}
+    for name in ("scan 14400 x 256", "attention"):
+        check(triton_build.build(cases[name], 89, half=half), 89)
+
+
+def test_under_the_interpreter_compiling_is_refused(monkeypatch):
+    from triton import knobs
+
+    monkeypatch.setattr(knobs.runtime, "interpret", True)
+    with pytest.raises(UserError, match="unset TRITON_INTERPRET"):
+        triton_build.build(next(triton_build.cases()), 89)
