@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shlex
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -14,7 +15,7 @@ from tfanet.console import peak_memory
 from tfanet.errors import UserError, VerificationError
 from tfanet.files import atomic_path, require_writable, sha256
 from tfanet.signature import BATCH, MAX_BATCH, Signature, signature_of
-from tfanet_engines.onnx_file import OnnxFile, read_onnx
+from tfanet_engines.onnx_file import OnnxFile, read_onnx, with_plugin_bodies
 from tfanet_engines.sidecar import Sidecar
 from tfanet_engines.targets import compute_capability, sm
 from tfanet_engines.trt_api import (
@@ -26,6 +27,7 @@ from tfanet_engines.trt_api import (
     parser_errors,
     prove_precision,
 )
+from tfanet_plugins import not_plugin_layers, register_all
 
 Batch = tuple[int, int, int]
 Bindings = tuple[tuple[str, str, tuple[int, ...]], ...]
@@ -43,6 +45,8 @@ class BuildReport:
     compute_capability: str
     precision: Literal["fp32", "fp16"]
     proof: PrecisionProof
+    plugin_layers: int
+    """Layers that run our kernels; 0 for TensorRT-RTX, which has no such plugins."""
     bindings: Bindings
     """Name, dtype and shape of every input and output; -1 is the batch."""
     batch: Batch
@@ -81,7 +85,10 @@ def build_plan(
     source = read_onnx(onnx_path)
     name, trt = load_backend(backend)
     start = time.perf_counter()
-    plan, proof, bindings = _build(trt, source, capability, batch, progress)
+    if name == "tensorrt":
+        register_all(capability)
+    plugins = source.plugin_layers if name == "tensorrt" else ()
+    plan, proof, bindings = _build(trt, source, capability, batch, plugins, progress)
     seconds = time.perf_counter() - start
 
     with atomic_path(plan_path) as temporary:
@@ -92,7 +99,8 @@ def build_plan(
         kind="plan",
         weights_sha256=source.weights_sha256,
         precision=source.precision,
-        proof=dataclasses.asdict(proof) | {"parity_of_the_onnx_file": onnx_parity},
+        proof=dataclasses.asdict(proof)
+        | {"plugin_layers": len(plugins), "parity_of_the_onnx_file": onnx_parity},
         builder=trt.__name__,
         builder_version=trt.__version__,
         compute_capability=capability,
@@ -114,6 +122,7 @@ def build_plan(
         compute_capability=capability,
         precision=source.precision,
         proof=proof,
+        plugin_layers=len(plugins),
         bindings=bindings,
         batch=batch,
         size_bytes=plan_path.stat().st_size,
@@ -123,19 +132,29 @@ def build_plan(
 
 
 def _build(
-    trt: ModuleType, source: OnnxFile, capability: str, batch: Batch, progress: bool
+    trt: ModuleType,
+    source: OnnxFile,
+    capability: str,
+    batch: Batch,
+    plugins: Sequence[str],
+    progress: bool,
 ) -> tuple[Any, PrecisionProof, Bindings]:
-    """The plan's bytes, the proof of its precision and its bindings; nothing here differs by backend."""
+    """The plan's bytes, the proof of its precision and its bindings."""
     logger = make_logger(trt)
     builder = trt.Builder(logger)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger)
-    if not parser.parse_from_file(str(source.path)):
+    if not _parse(parser, source.path, bool(plugins)):
         errors = "; ".join(parser_errors(parser))
         raise VerificationError(f"{trt.__name__} cannot parse {source.path}: {errors}")
     proof = prove_precision(trt, network)
     bindings = _bindings(network)
     _check(source, proof, bindings)
+    if missing := not_plugin_layers(trt, network, plugins):
+        raise VerificationError(
+            f"{trt.__name__} took the function body instead of the plugin for {len(missing)} of "
+            f"{len(plugins)} nodes of {source.path}: {', '.join(missing[:5])}"
+        )
 
     config = builder.create_builder_config()
     config.clear_flag(trt.BuilderFlag.TF32)
@@ -148,6 +167,13 @@ def _build(
     if plan is None:
         raise VerificationError(f"{trt.__name__} cannot build {source.path}: {'; '.join(logger.errors)}")
     return plan, proof, bindings
+
+
+def _parse(parser: Any, path: Path, plugins: bool) -> bool:
+    """Parse the ONNX file, with bodies made of plugins if there are to be some."""
+    if plugins:
+        return parser.parse(with_plugin_bodies(path), str(path))  # where to look for external weights
+    return parser.parse_from_file(str(path))
 
 
 def _aim(trt: ModuleType, config: Any, capability: str) -> None:

@@ -12,6 +12,7 @@ from tfanet.config import TFANetConfig
 from tfanet.errors import UserError
 from tfanet.files import require_file
 from tfanet_engines.sidecar import Sidecar, model_sha256, sidecar_path
+from tfanet_plugins import plugin_layers, use_plugin_bodies
 
 if TYPE_CHECKING:
     import onnx
@@ -32,6 +33,8 @@ class OnnxFile:
     weights_sha256: str | None
     precision: Literal["fp32", "fp16"]
     """fp16 when most weights are stored as halves."""
+    plugin_layers: tuple[str, ...]
+    """A name for each layer that full TensorRT is to run as a plugin, of `with_plugin_bodies`."""
     sidecar: Sidecar | None
 
 
@@ -47,14 +50,26 @@ def read_onnx(path: str | Path) -> OnnxFile:
         sidecar.check_file(path)
     proto = _load(path)
     metadata = {entry.key: entry.value for entry in proto.metadata_props}
+    use_plugin_bodies(proto)
     return OnnxFile(
         path=path,
         sha256=model_sha256(path),
         config=config_of(path, metadata),
         weights_sha256=sidecar.weights_sha256 if sidecar else metadata.get(WEIGHTS_KEY),
         precision=_precision(proto),
+        plugin_layers=tuple(plugin_layers(proto)),
         sidecar=sidecar,
     )
+
+
+def with_plugin_bodies(path: Path) -> bytes:
+    """The model of the ONNX file at `path` as full TensorRT is to parse it: see `tfanet_plugins.bodies`.
+
+    External weights are still those beside `path`. Raises `UserError` as `read_onnx`.
+    """
+    proto = _load(path)
+    use_plugin_bodies(proto)
+    return proto.SerializeToString()
 
 
 def config_of(path: Path, metadata: dict[str, str]) -> TFANetConfig:

@@ -13,6 +13,8 @@ from tfanet.console import new_app, run, say
 from tfanet.errors import UserError
 from tfanet.signature import MAX_BATCH
 
+DOMAIN = "tfanet"
+
 if TYPE_CHECKING:
     from tfanet_engines import BuildReport
     from tfanet_export.export import ExportReport
@@ -206,6 +208,8 @@ def _report_plan(report: BuildReport) -> None:
         f"in the network: {proof.half_weight_share:.1%} of the weights and {proof.half_layer_share:.1%} "
         f"of the layers' outputs are FP16"
     )
+    if report.plugin_layers:
+        say(f"{report.plugin_layers} plugin layers: every {DOMAIN} node runs its kernel")
     say(_cost(report.seconds, report.peak_memory_bytes))
 
 

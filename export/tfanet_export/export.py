@@ -26,6 +26,7 @@ from tfanet_export.deploy import deployment_model
 from tfanet_export.functions import DOMAIN, Target
 from tfanet_export.storage import file_bytes, save_onnx, settle_weights
 from tfanet_export.trace import check_graph, functions_of, trace
+from tfanet_plugins import mark_plugin_nodes
 
 if TYPE_CHECKING:
     import onnx
@@ -167,6 +168,7 @@ def retarget(onnx_path: str | Path, out: str | Path, target: Target, *, rebuild:
         raise UserError(f"{onnx_path} holds no {DOMAIN} functions; make it with tfanet-export onnx")
     del proto.functions[:]
     proto.functions.extend(functions_of(source.config, target))
+    mark_plugin_nodes(proto)
     with atomic_path(out) as temporary:
         settle_weights(save_onnx(proto, temporary), temporary, Path(out))
     if source.sidecar:

@@ -10,6 +10,8 @@ runs. T, the type of the activations, is float16 or float32; A, D, delta_bias an
 whatever T is. All arithmetic is float32. The scans' outputs are float32 too, for trained states pass the
 range of float16; LinearCrossAttention's has the type of q.
 
+The nodes carry the attributes by which TensorRT prefers a plugin to the body (`tfanet_plugins.nodes`).
+
 The scans have a body for each kind of runtime (`scan_bodies`, `scan_bodies_gpu`); the graph around them is
 the same.
 """
@@ -20,6 +22,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from tfanet_export.scan_bodies import cross_selective_scan_cpu, selective_scan_cpu
 from tfanet_export.scan_bodies_gpu import cross_selective_scan_gpu, selective_scan_gpu
+from tfanet_plugins.nodes import schema_attributes
 
 if TYPE_CHECKING:
     import onnx
@@ -90,6 +93,7 @@ def _schema(name: str, inputs: tuple[str, ...], output: str) -> onnx.defs.OpSche
         _DOCS[name],
         inputs=[OpSchema.FormalParameter(n, kind or "T", is_homogeneous=kind != "W") for n, _, kind in split],
         outputs=[OpSchema.FormalParameter(result, result_kind or "T")],
+        attributes=schema_attributes(),
         type_constraints=[
             ("T", floats, "the activations' type"),
             ("W", floats, "a parameter's type"),

@@ -38,14 +38,13 @@ def selective_scan_cpu(states: int) -> str:
     states = Shape <start = 2, end = 3> (B)
     {_position_count("length", "row", "0.3333333")}
     {padding("row")}
-    wide_shape = Concat <axis = 0> (batch, groups, last, one, rows, row)
+    flat_shape = Concat <axis = 0> (batch, groups, last, length)
+    wide_shape = Concat <axis = 0> (batch, groups, rows, row, one, last)
     states_shape = Concat <axis = 0> (batch, groups, one, states, rows, row)
-    {in_rows("u", "wide_shape")}
-    {in_rows("delta", "wide_shape")}
+    {_channels_inside("u")}
+    {_channels_inside("delta")}
     {in_rows("B", "states_shape")}
     {in_rows("C", "states_shape")}
-    u_p = Transpose <perm = [5, 0, 1, 4, 3, 2]> (u_rows)
-    delta_p = Transpose <perm = [5, 0, 1, 4, 3, 2]> (delta_rows)
     s_B = Transpose <perm = [5, 0, 1, 4, 3, 2]> (B_rows)
     s_C = Transpose <perm = [5, 0, 1, 4, 3, 2]> (C_rows)
 
@@ -64,8 +63,27 @@ def selective_scan_cpu(states: int) -> str:
     skip = Mul (u_p, D_grouped)
     skip_flat = Squeeze (skip, four)
     y_p = Add (s_y, skip_flat)
-    y_rows = Transpose <perm = [1, 2, 4, 3, 0]> (y_p)
+    y_by_row = Transpose <perm = [1, 2, 3, 0, 4]> (y_p)
+    tokens_shape = Concat <axis = 0> (batch, groups, padded_length, last)
+    y_tokens = Reshape (y_by_row, tokens_shape)
+    y_rows = Transpose <perm = [0, 1, 3, 2]> (y_tokens)
     {from_rows()}
+    """
+
+
+def _channels_inside(x: str) -> str:
+    """`{x}_p` [P, batch, K, R, 1, D] of x [batch, K*D, L].
+
+    Two transposes of one axis each, with a Reshape between so that they stay two: ONNX Runtime takes several
+    times as long over one that moves all axes.
+    """
+    return f"""
+    {x}_32 = Cast <to = 1> ({x})
+    {x}_flat = Reshape ({x}_32, flat_shape)
+    {x}_tokens = Transpose <perm = [0, 1, 3, 2]> ({x}_flat)
+    {x}_padded = Pad ({x}_tokens, tail, , two)
+    {x}_rows = Reshape ({x}_padded, wide_shape)
+    {x}_p = Transpose <perm = [3, 0, 1, 2, 4, 5]> ({x}_rows)
     """
 
 

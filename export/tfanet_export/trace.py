@@ -26,6 +26,7 @@ from tfanet_export.functions import (
     function_protos,
     register_schemas,
 )
+from tfanet_plugins import mark_plugin_nodes
 
 if TYPE_CHECKING:
     import onnx
@@ -62,6 +63,7 @@ def trace(model: TFANet, target: Target) -> onnx.ModelProto:
     assert program is not None
     proto = program.model_proto
     proto.functions.extend(functions_of(model.config, target))
+    mark_plugin_nodes(proto)
     _strip_paths(proto)
     check_graph(proto, signature)
     return proto

@@ -11,6 +11,7 @@ from onnx import TensorProto, helper
 
 from tfanet.errors import UserError, VerificationError
 from tfanet.files import sha256
+from tfanet_engines import build as build_module
 from tfanet_engines import trt_api
 from tfanet_engines.build import build_plan
 from tfanet_engines.onnx_file import read_onnx
@@ -172,6 +173,48 @@ def test_a_backend_that_is_not_installed_says_how_to_install_it(tmp_path, onnx_f
     monkeypatch.setitem(trt_api.MODULES, "tensorrt", "no_such_module")
     with pytest.raises(UserError, match=r"pip install \"tfanet\[tensorrt\]\""):
         build_plan(onnx_file, tmp_path / "model.plan", backend="tensorrt")
+
+
+@pytest.fixture
+def rtx_as_tensorrt(monkeypatch):
+    """TensorRT-RTX, which has no plugins, stands in for TensorRT."""
+    monkeypatch.setitem(trt_api.MODULES, "tensorrt", "tensorrt_rtx")
+    monkeypatch.setattr(build_module, "register_all", lambda capability: [])
+
+
+@pytest.mark.usefixtures("rtx_as_tensorrt")
+def test_tensorrt_is_given_the_bodies_made_of_plugins(tmp_path, exported):
+    with pytest.raises(VerificationError, match=r"cannot parse .*: CrossScanChunks .*Plugin not found"):
+        build_plan(exported["fp16"].path, tmp_path / "model.plan", backend="tensorrt")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.usefixtures("rtx_as_tensorrt")
+@pytest.mark.parametrize("external", [False, True], ids=["one-file", "weights-in-another"])
+def test_tensorrt_without_its_plugins_is_refused(tmp_path, exported, monkeypatch, external):
+    """Where its parser took the bodies; by then it has read the weights."""
+    monkeypatch.setattr("tfanet_engines.onnx_file.use_plugin_bodies", lambda proto: None)
+    source = tmp_path / "model.onnx"
+    onnx.save(
+        onnx.load(exported["fp16"].path), source, save_as_external_data=external, location="model.onnx.data"
+    )
+    with pytest.raises(VerificationError, match=r"the function body instead of the plugin for (\d+) of \1 "):
+        build_plan(source, tmp_path / "model.plan", backend="tensorrt")
+    assert source.with_name("model.onnx.data").exists() == external
+    assert left_behind(tmp_path) == []
+
+
+def test_every_kernel_of_a_node_is_a_plugin_layer(exported):
+    path = exported["fp16"].path
+    nodes = [node.op_type for node in onnx.load(path).graph.node if node.domain == "tfanet"]
+    layers = read_onnx(path).plugin_layers
+    assert "CrossSelectiveScan" in nodes
+    assert len(layers) == len(nodes) + 3 * nodes.count("CrossSelectiveScan")
+
+
+@pytest.mark.usefixtures("rtx_as_tensorrt")
+def test_tensorrt_takes_files_without_our_nodes(tmp_path, onnx_file):
+    assert build_plan(onnx_file, tmp_path / "model.plan", backend="tensorrt").plugin_layers == 0
 
 
 @pytest.fixture

@@ -41,7 +41,7 @@ def plan_report():
     return BuildReport(
         plan=Path("m.plan"), sidecar=Path("m.plan.json"), backend="tensorrt-rtx", builder_version="1.7",
         compute_capability="8.9", precision="fp16", proof=proof, bindings=(), batch=(1, 1, 8),
-        size_bytes=9, seconds=1.0,
+        size_bytes=9, seconds=1.0, peak_memory_bytes=1, plugin_layers=0,
     )  # fmt: skip
 
 

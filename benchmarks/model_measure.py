@@ -1,0 +1,195 @@
+"""The whole model in PyTorch and ONNX Runtime: inputs, timing in turns, scans taken out, profiles."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest.mock import patch
+
+import numpy as np
+import onnx
+import torch
+from scan_measure import open_session
+from torch import Tensor
+
+from tfanet.console import bar
+from tfanet.data.transforms import tokenize
+from tfanet.model import TFANet
+from tfanet_export.functions import CROSS_SCAN, DOMAIN, OPSET, SCAN
+from tfanet_export.storage import save_onnx
+
+SENTENCE = "the small red circle to the left of the large blue square"
+
+
+class Line(NamedTuple):
+    """A kind of operator in a profile of one run."""
+
+    operator: str
+    calls: int
+    seconds: float
+
+
+def at_size(model: TFANet, size: int) -> TFANet:
+    """The same model, sharing its weights, for size x size pixels: no module of it depends on the size."""
+    twin = copy.copy(model)
+    twin.config = dataclasses.replace(model.config, image_size=size)
+    return twin
+
+
+def example(model: TFANet) -> dict[str, np.ndarray]:
+    """A picture of noise and a sentence, batch 1, by the names of the deployed model's inputs."""
+    size = model.config.image_size
+    image = np.random.default_rng(0).integers(0, 256, (1, size, size, 3), dtype=np.uint8)
+    return {"image": image, "tokens": tokenize([SENTENCE], model.config.token_length)}
+
+
+def torch_call(model: TFANet, feed: Mapping[str, np.ndarray]) -> Callable[[], np.ndarray]:
+    """A run of the model in PyTorch, eager."""
+    tensors = [torch.from_numpy(value) for value in feed.values()]
+
+    def call() -> np.ndarray:
+        with torch.inference_mode():
+            return model(*tensors).numpy()
+
+    return call
+
+
+def onnx_call(path: Path, threads: int, feed: Mapping[str, np.ndarray]) -> Callable[[], np.ndarray]:
+    """A run of the file in ONNX Runtime."""
+    session = open_session(path, threads)
+    return lambda: np.asarray(session.run(None, feed)[0])
+
+
+def in_turns(calls: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
+    """Seconds of `repeats` runs of every call, one of each in turn, after a first run that is not counted."""
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    with bar() as progress:
+        task = progress.add_task("", total=(repeats + 1) * len(calls))
+        for number in range(repeats + 1):
+            for name, call in calls.items():
+                progress.update(task, description=name)
+                started = time.perf_counter()
+                call()
+                if number:
+                    seconds[name].append(time.perf_counter() - started)
+                progress.advance(task)
+    return seconds
+
+
+# The scans taken out: y = sum of D_k x, which every scan has beside its states.
+
+
+def _no_cross_scan(
+    x: Tensor, p: Tensor, dt_weight: Tensor, A: Tensor, D: Tensor, delta_bias: Tensor
+) -> Tensor:
+    return x.float() * D.unflatten(0, (-1, x.shape[-1])).sum(0)
+
+
+def _no_scan(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, delta_bias: Tensor
+) -> Tensor:
+    return u.float() * D[:, None]
+
+
+@contextmanager
+def no_scans() -> Iterator[None]:
+    """While the block runs, models in PyTorch have the skip in the place of their scans."""
+    with patch.multiple("tfanet.vmamba", cross_selective_scan=_no_cross_scan, selective_scan=_no_scan):
+        yield
+
+
+# The products with 0 keep alive what leads to p and delta: PyTorch computes it too, and it is not the scan.
+_NO_SCANS = {
+    f"{CROSS_SCAN} (x, p, dt_weight, A, D, delta_bias) => (y)": """
+        axes = Constant <value_ints = [1, 2, 3]> ()
+        from = Constant <value_ints = [0, 0, 0]> ()
+        to = Constant <value_ints = [1, 1, 1]> ()
+        first = Constant <value_ints = [0]> ()
+        last = Constant <value_ints = [-1]> ()
+        nought = Constant <value_float = 0.0> ()
+        x_32 = Cast <to = 1> (x)
+        D_32 = Cast <to = 1> (D)
+        channels = Shape <start = 3, end = 4> (x)
+        shape = Concat <axis = 0> (last, channels)
+        D_grouped = Reshape (D_32, shape)
+        D_sum = ReduceSum <keepdims = 0> (D_grouped, first)
+        p_one = Slice (p, from, to, axes)
+        p_32 = Cast <to = 1> (p_one)
+        nothing = Mul (p_32, nought)
+        weight = Add (D_sum, nothing)
+        y = Mul (x_32, weight)
+    """,
+    f"{SCAN} (u, delta, A, B, C, D, delta_bias) => (y)": """
+        from = Constant <value_ints = [0]> ()
+        to = Constant <value_ints = [1]> ()
+        last = Constant <value_ints = [-1]> ()
+        nought = Constant <value_float = 0.0> ()
+        u_32 = Cast <to = 1> (u)
+        D_32 = Cast <to = 1> (D)
+        D_column = Unsqueeze (D_32, last)
+        delta_one = Slice (delta, from, to, last)
+        delta_32 = Cast <to = 1> (delta_one)
+        nothing = Mul (delta_32, nought)
+        weight = Add (D_column, nothing)
+        y = Mul (u_32, weight)
+    """,
+}
+
+
+def write_without_scans(source: Path, to: Path) -> None:
+    """Write the ONNX file `source` to `to` with the skip as the body of its scans."""
+    proto = onnx.load(source)
+    others = [function for function in proto.functions if function.name not in (SCAN, CROSS_SCAN)]
+    del proto.functions[:]
+    proto.functions.extend(others)
+    for head, body in _NO_SCANS.items():
+        text = f'<domain: "{DOMAIN}", opset_import: ["": {OPSET}]>\n{head} {{{body}}}'
+        proto.functions.append(onnx.parser.parse_function(text))
+    save_onnx(proto, to)
+
+
+# Profiles of one run each, after one that is not counted.
+
+
+def torch_profile(call: Callable[[], Any]) -> list[Line]:
+    """Operators of PyTorch by the time that they spend themselves, longest first."""
+    from torch.profiler import ProfilerActivity, profile
+
+    call()
+    with profile(activities=[ProfilerActivity.CPU]) as found:
+        call()
+    lines = [Line(e.key, e.count, e.self_cpu_time_total / 1e6) for e in found.key_averages()]
+    return sorted(lines, key=lambda line: -line.seconds)
+
+
+def onnx_profile(path: Path, threads: int, feed: Mapping[str, np.ndarray], folder: Path) -> list[Line]:
+    """Operators of ONNX Runtime by time, longest first; a Scan's time has that of the nodes inside it."""
+    session = open_session(path, threads, folder / "profile")
+    for _ in range(2):
+        session.run(None, feed)
+    events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+    return profile_lines(events)
+
+
+def profile_lines(events: list[dict[str, Any]]) -> list[Line]:
+    """The outermost nodes of the last run in ONNX Runtime's trace, by operator, longest first."""
+    began = max(event["ts"] for event in events if event["name"] == "model_run")
+    nodes = [e for e in events if e["cat"] == "Node" and "op_name" in e["args"] and e["ts"] >= began]
+    calls: dict[str, int] = defaultdict(int)
+    microseconds: dict[str, float] = defaultdict(float)
+    end = began
+    for event in sorted(nodes, key=lambda event: (event["ts"], -event["dur"])):
+        if event["ts"] + event["dur"] <= end:
+            continue
+        calls[event["args"]["op_name"]] += 1
+        microseconds[event["args"]["op_name"]] += event["dur"]
+        end = event["ts"] + event["dur"]
+    lines = [Line(name, calls[name], spent / 1e6) for name, spent in microseconds.items()]
+    return sorted(lines, key=lambda line: -line.seconds)

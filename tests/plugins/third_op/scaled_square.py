@@ -1,0 +1,34 @@
+"""An operation that only the tests know: one that joins the house the way the others did.
+
+    scaled_square(x, scale) -> y
+
+| tensor  | shape        | meaning                         |
+|---------|--------------|---------------------------------|
+| `x`     | [batch, ...] | any shape                       |
+| `scale` | [1]          | parameter                       |
+| `y`     | as `x`       | scale x^2 in FP32, dtype of `x` |
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tfanet.ops.precision import wide_dtype
+
+
+def scaled_square_loop(x: Tensor, scale: Tensor) -> Tensor:
+    """The equation, element by element."""
+    values = [scale.item() * value * value for value in x.flatten().tolist()]
+    return torch.tensor(values).reshape(x.shape).to(x.dtype)
+
+
+@torch.library.custom_op("tfanet::scaled_square", mutates_args=())
+def scaled_square(x: Tensor, scale: Tensor) -> Tensor:
+    wide = wide_dtype(x)
+    return (scale.to(wide) * x.to(wide) ** 2).to(x.dtype)
+
+
+@scaled_square.register_fake
+def _(x: Tensor, scale: Tensor) -> Tensor:
+    return torch.empty_like(x)

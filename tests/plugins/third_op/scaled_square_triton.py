@@ -1,0 +1,15 @@
+"""The GPU kernel of `scaled_square`. Parameters in the order of a plugin: inputs, scalars, outputs."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def scaled_square_kernel(x, scale, count, y, BLOCK: tl.constexpr):
+    o_x = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)  # [BLOCK]
+    m_x = o_x < count
+    b_x = tl.load(x + o_x, mask=m_x).to(tl.float32)
+    b_scale = tl.load(scale).to(tl.float32)
+    tl.store(y + o_x, (b_scale * b_x * b_x).to(y.dtype.element_ty), mask=m_x)
