@@ -209,7 +209,7 @@ def _report_plan(report: BuildReport) -> None:
         f"of the layers' outputs are FP16"
     )
     if report.plugin_layers:
-        say(f"{report.plugin_layers} plugin layers: every {DOMAIN} node runs its kernel")
+        say(f"{report.plugin_layers} plugin layers: every {DOMAIN} node runs its kernels")
     say(_cost(report.seconds, report.peak_memory_bytes))
 
 
