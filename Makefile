@@ -25,6 +25,7 @@ gpu-check: $(INSTALLED)
 	$(PY) -c "import sys, torch; sys.exit(None if torch.cuda.is_available() else 'no CUDA device here')"
 	$(PY) -m pytest -m gpu
 	$(PY) -m tfanet_eval.demo --out demo
+	$(PY) benchmarks/scan_gpu.py
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -c "import sys; sys.exit('Python 3.11 or later is needed; try make PYTHON=python3.11' if sys.version_info < (3, 11) else 0)"
