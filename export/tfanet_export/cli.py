@@ -13,8 +13,6 @@ from tfanet.console import new_app, run, say
 from tfanet.errors import UserError
 from tfanet.signature import MAX_BATCH
 
-DOMAIN = "tfanet"
-
 if TYPE_CHECKING:
     from tfanet_engines import BuildReport
     from tfanet_export.export import ExportReport
@@ -209,7 +207,7 @@ def _report_plan(report: BuildReport) -> None:
         f"of the layers' outputs are FP16"
     )
     if report.plugin_layers:
-        say(f"{report.plugin_layers} plugin layers: every {DOMAIN} node runs its kernels")
+        say(f"{report.plugin_layers} plugin layers: every tfanet node runs its kernels")
     say(_cost(report.seconds, report.peak_memory_bytes))
 
 
