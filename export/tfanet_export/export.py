@@ -24,7 +24,7 @@ from tfanet_engines.parity import ParityFigures, check, compare_logits
 from tfanet_engines.sidecar import model_sha256, sidecar_path
 from tfanet_export.deploy import deployment_model
 from tfanet_export.functions import DOMAIN, Target
-from tfanet_export.storage import file_bytes, save_onnx, settle_weights
+from tfanet_export.storage import file_bytes, written_onnx
 from tfanet_export.trace import check_graph, functions_of, trace
 from tfanet_plugins import mark_plugin_nodes
 
@@ -80,11 +80,10 @@ def export_onnx(
         with working(f"tracing the {precision} model"):
             proto = trace(deployment_model(model, fp16=fp16), target)
         _describe(proto, model, identity, precision)
-        weights = save_onnx(proto, temporary)
-        with working(f"ONNX Runtime against PyTorch on {pairs} pairs"):
-            parity, miou, reference_miou = verify(model, temporary, pairs)
-        check(parity, precision, miou_drop=reference_miou - miou)
-        settle_weights(weights, temporary, path)
+        with written_onnx(proto, temporary, path):
+            with working(f"ONNX Runtime against PyTorch on {pairs} pairs"):
+                parity, miou, reference_miou = verify(model, temporary, pairs)
+            check(parity, precision, miou_drop=reference_miou - miou)
     digest, nodes = model_sha256(path), check_graph(proto, signature_of(model.config))
     size, seconds = file_bytes(path), time.perf_counter() - started
     Sidecar.of(
@@ -169,8 +168,8 @@ def retarget(onnx_path: str | Path, out: str | Path, target: Target, *, rebuild:
     del proto.functions[:]
     proto.functions.extend(functions_of(source.config, target))
     mark_plugin_nodes(proto)
-    with atomic_path(out) as temporary:
-        settle_weights(save_onnx(proto, temporary), temporary, Path(out))
+    with atomic_path(out) as temporary, written_onnx(proto, temporary, Path(out)):
+        pass
     if source.sidecar:
         digest = model_sha256(out)
         again = rebuild or source.sidecar.rebuild

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +16,20 @@ if TYPE_CHECKING:
 
 SINGLE_FILE_BYTES = 1_900_000_000
 """Weights up to here are stored in the ONNX file itself; protobuf takes 2^31 - 1 bytes in all."""
+
+
+@contextmanager
+def written_onnx(proto: onnx.ModelProto, temporary: Path, final: Path) -> Iterator[None]:
+    """Write `proto` to `temporary`; after the block external weights get the name that belongs to `final`.
+
+    An error in the block, such as a failed verification, removes them.
+    """
+    weights = save_onnx(proto, temporary)
+    try:
+        yield
+        settle_weights(weights, temporary, final)
+    finally:
+        external_data_path(temporary).unlink(missing_ok=True)
 
 
 def save_onnx(proto: onnx.ModelProto, path: Path) -> Path | None:

@@ -7,10 +7,11 @@ import onnx
 import pytest
 
 from tfanet.errors import UserError
+from tfanet.files import atomic_path
 from tfanet_engines import Sidecar, open_engine
 from tfanet_export import storage
 from tfanet_export.export import retarget, verification_pairs
-from tfanet_export.storage import file_bytes, save_onnx, weight_bytes
+from tfanet_export.storage import file_bytes, save_onnx, weight_bytes, written_onnx
 
 
 @pytest.fixture
@@ -48,6 +49,20 @@ def test_a_file_that_needs_none_leaves_no_old_weights(small_limit, exported, tmp
     out = retarget(exported["fp32"].path, tmp_path / "model.onnx", "cpu")
     assert not (tmp_path / "model.onnx.data").exists()
     Sidecar.read(out).check_file(out)
+
+
+def test_a_failed_verification_leaves_nothing(small_limit, exported, tmp_path):
+    final = tmp_path / "model.onnx"
+    proto = onnx.load(exported["fp32"].path)
+
+    def write_and_fail():
+        with atomic_path(final) as temporary, written_onnx(proto, temporary, final):
+            assert len(list(tmp_path.iterdir())) == 2
+            raise RuntimeError("not within tolerance")
+
+    with pytest.raises(RuntimeError, match="tolerance"):
+        write_and_fail()
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_failed_check_leaves_nothing(small_limit, exported, tmp_path):
