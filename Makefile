@@ -27,7 +27,7 @@ gpu-check: $(INSTALLED)
 	$(PY) -m tfanet_eval.demo --out demo
 	$(PY) benchmarks/scan_gpu.py
 
-$(VENV)/.installed: pyproject.toml
+$(VENV)/.installed: pyproject.toml $(wildcard tfanet/ops/csrc/*)
 	$(PYTHON) -c "import sys; sys.exit('Python 3.11 or later is needed; try make PYTHON=python3.11' if sys.version_info < (3, 11) else 0)"
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --disable-pip-version-check -e ".[dev]"

@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
+from scan_measure import SHIPS
 from torch import Tensor
 
 from tfanet.ops import cross_selective_scan, selective_scan
 from tfanet.ops.cross_selective_scan import DIRECTIONS, cross_merge, cross_scan, cross_selective_scan_loop
+from tfanet.ops.cross_selective_scan import _forward as cross_selective_scan_vectorised
 from tfanet.ops.selective_scan import selective_scan_loop
 from tfanet_export.functions import CROSS_SCAN, DOMAIN, DOMAIN_VERSION, OPSET, SCAN, function_protos
 from tfanet_export.scan_bodies import CONSTANTS, from_rows, in_rows, padding, softplus
@@ -25,8 +27,8 @@ if TYPE_CHECKING:
 
     import onnx
 
-LOOP, ROWS, POSITIONS, SHIPS = "token by token", "doubling in rows", "row positions", "ships"
-COPIES, COPIES_ROWS = "copies, shipped scan", "copies, doubling in rows"
+LOOP, ROWS, POSITIONS = "token by token", "doubling in rows", "row positions"
+COPIES, COPIES_ROWS, INTERPRETED = "copies, shipped scan", "copies, doubling in rows", "ships, no compiler"
 
 # PyTorch, channels first.
 
@@ -128,6 +130,7 @@ TORCH: dict[tuple[str, str], Callable[..., Tensor]] = {
     (CROSS_SCAN, LOOP): cross_selective_scan_loop,
     (CROSS_SCAN, COPIES_ROWS): copies(doubling_in_rows),
     (CROSS_SCAN, COPIES): copies(selective_scan),
+    (CROSS_SCAN, INTERPRETED): cross_selective_scan_vectorised,
     (CROSS_SCAN, SHIPS): cross_selective_scan,
 }
 """Functions by operation and formulation."""
@@ -293,5 +296,6 @@ def onnx_formulations(*, states: int, length: int) -> dict[tuple[str, str], list
         (SCAN, SHIPS): [cpu[SCAN]],
         (CROSS_SCAN, COPIES_ROWS): [gpu[CROSS_SCAN], gpu[SCAN]],
         (CROSS_SCAN, COPIES): [gpu[CROSS_SCAN], cpu[SCAN]],
+        (CROSS_SCAN, INTERPRETED): [cpu[CROSS_SCAN]],
         (CROSS_SCAN, SHIPS): [cpu[CROSS_SCAN]],
     }

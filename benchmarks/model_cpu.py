@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from tfanet.model import TFANet
 
 TORCH, ONNX = "PyTorch, eager", "ONNX Runtime"
+BODIES = "ONNX Runtime, function bodies"
 WITHOUT = "{}, without scans"
+BARE = {TORCH: WITHOUT.format(TORCH), ONNX: WITHOUT.format(ONNX), BODIES: WITHOUT.format(ONNX)}
 AT = "{}, {} x {}"
 PROFILED = 12
 app = new_app("Time the whole model in PyTorch and ONNX Runtime, on the same cores in the same run.")
@@ -39,12 +41,16 @@ class Times:
     sizes: tuple[int, ...]
     seconds: Mapping[str, Sequence[float]]
 
+    @property
+    def runtimes(self) -> list[str]:
+        return [runtime for runtime in BARE if runtime in self.seconds]
+
     def median(self, name: str) -> float:
         return median(self.seconds[name])
 
     def share_of_scans(self, runtime: str) -> float:
         """Of the runtime's time, 0..1."""
-        return 1 - self.median(WITHOUT.format(runtime)) / self.median(runtime)
+        return 1 - self.median(BARE[runtime]) / self.median(runtime)
 
 
 @app.command()
@@ -86,7 +92,7 @@ def model_cpu(
     data = {
         "sizes": chosen,
         "seconds": times.seconds,
-        "share of the scans": {runtime: times.share_of_scans(runtime) for runtime in (TORCH, ONNX)},
+        "share of the scans": {runtime: times.share_of_scans(runtime) for runtime in times.runtimes},
         "profiles": {runtime: [line._asdict() for line in lines] for runtime, lines in profiles.items()},
     }
     for path in write(f"model_cpu-{name}", out, about, tables, notes, data):
@@ -173,6 +179,8 @@ def measure(
         write_without_scans,
     )
 
+    from tfanet.ops.native import library
+
     torch.set_num_threads(threads)
     feed, bare = example(model), folder / "without.onnx"
     with working("the model without scans"):
@@ -185,14 +193,16 @@ def measure(
 
     calls = {TORCH: in_torch, WITHOUT.format(TORCH): in_torch_without}
     with working("opening ONNX Runtime"):
-        calls[ONNX] = onnx_call(file, threads, feed)
-        calls[WITHOUT.format(ONNX)] = onnx_call(bare, threads, feed)
+        calls[ONNX] = onnx_call(file, threads, feed, native=True)
+        calls[WITHOUT.format(ONNX)] = onnx_call(bare, threads, feed, native=False)
+        if library():
+            calls[BODIES] = onnx_call(file, threads, feed, native=False)
     for size in sizes[1:]:
         grown = at_size(model, size)
         calls[AT.format(TORCH, size, size)] = torch_call(grown, example(grown))
         if onnx_growth:
             larger = export(grown, folder / f"model-{size}.onnx")
-            calls[AT.format(ONNX, size, size)] = onnx_call(larger, threads, example(grown))
+            calls[AT.format(ONNX, size, size)] = onnx_call(larger, threads, example(grown), native=True)
     seconds = in_turns(calls, repeats)
     calls.clear()
     with working("profiles"):
@@ -204,8 +214,8 @@ def times_table(times: Times) -> Table:
     """Both runtimes at the model's size."""
     columns = ("runtime", "seconds", "fastest", "slowest", "without scans", "share of the scans")
     rows = []
-    for runtime in (TORCH, ONNX):
-        runs, bare = times.seconds[runtime], times.median(WITHOUT.format(runtime))
+    for runtime in times.runtimes:
+        runs, bare = times.seconds[runtime], times.median(BARE[runtime])
         figures = (times.median(runtime), min(runs), max(runs), bare)
         share = f"{100 * times.share_of_scans(runtime):.1f} %"
         rows.append([runtime, *(f"{x:.3f}" for x in figures), share])
@@ -261,6 +271,7 @@ def definitions() -> list[str]:
     """What the figures mean."""
     return [
         "seconds: medians, FP32, batch 1; all that is compared ran in turns in one process",
+        f"{TORCH} and {ONNX}: with our compiled scan where it was built; {BODIES}: without it",
         "without scans: the skip D x in the place of every scan; what computes the scans' inputs is kept",
         "profiles: one run each; PyTorch's operators without those they call, ONNX Runtime's Scan with its "
         "body, which the profiler slows",

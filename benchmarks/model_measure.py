@@ -61,9 +61,11 @@ def torch_call(model: TFANet, feed: Mapping[str, np.ndarray]) -> Callable[[], np
     return call
 
 
-def onnx_call(path: Path, threads: int, feed: Mapping[str, np.ndarray]) -> Callable[[], np.ndarray]:
-    """A run of the file in ONNX Runtime."""
-    session = open_session(path, threads)
+def onnx_call(
+    path: Path, threads: int, feed: Mapping[str, np.ndarray], *, native: bool
+) -> Callable[[], np.ndarray]:
+    """A run of the file in ONNX Runtime, with our compiled kernel if `native`."""
+    session = open_session(path, threads, native=native)
     return lambda: np.asarray(session.run(None, feed)[0])
 
 
@@ -171,7 +173,7 @@ def torch_profile(call: Callable[[], Any]) -> list[Line]:
 
 def onnx_profile(path: Path, threads: int, feed: Mapping[str, np.ndarray], folder: Path) -> list[Line]:
     """Operators of ONNX Runtime by time, longest first; a Scan's time has that of the nodes inside it."""
-    session = open_session(path, threads, folder / "profile")
+    session = open_session(path, threads, folder / "profile", native=True)
     for _ in range(2):
         session.run(None, feed)
     events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))

@@ -14,7 +14,7 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 from report import RESULTS, Table, check_threads, machine, write
-from scan_measure import INPUTS, ONNX, TORCH, Formulation, Job, Measurement, Shape, measure, prepare
+from scan_measure import INPUTS, ONNX, SHIPS, TORCH, Formulation, Job, Measurement, Shape, measure, prepare
 
 from tfanet.console import bar, new_app, run, say
 from tfanet.errors import UserError
@@ -27,7 +27,6 @@ Results = dict[tuple[Formulation, Shape], Measurement | None]
 SHAPES = "225:2048,900:1024,3600:512,14400:256"
 RIVALS = {"SelectiveScan": "doubling in rows", "CrossSelectiveScan": "copies, doubling in rows"}
 """What the ratios are to."""
-SHIPS = "ships"
 app = new_app("Time the formulations of the selective scan on this machine's CPU, each in its own process.")
 
 

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     import onnx
 
 TORCH, ONNX = "PyTorch", "ONNX Runtime"
+SHIPS = "ships"
+"""The formulation that users get: what is compiled where there is a compiler."""
 INPUTS = {
     "SelectiveScan": ("u", "delta", "A", "B", "C", "D", "delta_bias"),
     "CrossSelectiveScan": ("x", "p", "dt_weight", "A", "D", "delta_bias"),
@@ -216,20 +218,29 @@ def _torch_call(job: Job, values: dict[str, np.ndarray]) -> Callable[[], np.ndar
 
 
 def _onnx_call(job: Job, values: dict[str, np.ndarray]) -> Callable[[], np.ndarray]:
-    session = open_session(_model(job.folder, job.formulation.operation, job.formulation.name), job.threads)
+    name = job.formulation.name
+    path = _model(job.folder, job.formulation.operation, name)
+    session = open_session(path, job.threads, native=name == SHIPS)
     feed = {name: value for name, value in values.items() if name not in _PARAMETERS}
     return lambda: session.run(None, feed)[0]
 
 
-def open_session(path: Path, threads: int, profile: Path | None = None) -> Any:
-    """An ONNX Runtime session on the CPU; with `profile` it notes every node, for a file that begins so."""
+def open_session(path: Path, threads: int, profile: Path | None = None, *, native: bool = False) -> Any:
+    """An ONNX Runtime session on the CPU; with `profile` it notes every node, for a file that begins so.
+
+    With `native` our compiled kernel runs where there is one, else the function bodies of the file.
+    """
     import onnxruntime
+
+    from tfanet.ops.native import library
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = threads
     if profile is not None:
         options.enable_profiling, options.profile_file_prefix = True, str(profile)
+    if native and (kernels := library()):
+        options.register_custom_ops_library(str(kernels))
     return onnxruntime.InferenceSession(str(path), options, ["CPUExecutionProvider"])
 
 

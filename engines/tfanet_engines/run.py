@@ -18,13 +18,15 @@ def open_engine(
     providers: Sequence[str] | None = None,
     threads: int | None = None,
     image_size: int | None = None,
+    native: bool = True,
 ) -> Engine:
     """Open a model by its suffix: `.safetensors`, `.onnx` or `.plan`.
 
     `providers` are ONNX Runtime's, in order of preference, and None means CUDA where there is a GPU, else
     the CPU; PyTorch follows them (`["CPUExecutionProvider"]` keeps it on the CPU). `threads` limits the CPU
     threads of one inference. `image_size` runs a checkpoint at another size than its config's; the size of
-    the others is fixed. Both runtimes compute FP32 without TF32.
+    the others is fixed. Both runtimes compute FP32 without TF32. `native` lets ONNX Runtime use our compiled
+    kernel on the CPU (`tfanet.ops.native`); without it the file's own function bodies run.
 
     Raises `UserError`, in one line that says what to do, when the file is missing, empty, truncated,
     altered, of another kind than its suffix says, or cannot run on this machine.
@@ -41,7 +43,7 @@ def open_engine(
     if path.suffix == ".onnx":
         from tfanet_engines.run_onnx import OnnxEngine
 
-        return OnnxEngine(path, providers, threads)
+        return OnnxEngine(path, providers, threads, native=native)
     if path.suffix == ".plan":
         from tfanet_engines.run_plan import PlanEngine
 

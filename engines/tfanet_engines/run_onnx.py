@@ -25,10 +25,12 @@ class OnnxEngine(Engine):
 
     kind = "onnx"
 
-    def __init__(self, file: Path, providers: Sequence[str] | None, threads: int | None) -> None:
+    def __init__(
+        self, file: Path, providers: Sequence[str] | None, threads: int | None, *, native: bool = True
+    ) -> None:
         if sidecar_path(file).exists():
             Sidecar.read(file).check_file(file)
-        self._session = _session(file, list(providers) if providers is not None else None, threads)
+        self._session = _session(file, list(providers) if providers is not None else None, threads, native)
         config = config_of(file, self._session.get_modelmeta().custom_metadata_map)
         _check_names(file, self._session, config)
         used = self._session.get_providers()[0].removesuffix("ExecutionProvider")
@@ -43,15 +45,19 @@ class OnnxEngine(Engine):
         del self._session
 
 
-def _session(file: Path, providers: list[str] | None, threads: int | None) -> Any:
+def _session(file: Path, providers: list[str] | None, threads: int | None, native: bool) -> Any:
     import onnxruntime
     from onnxruntime.capi import onnxruntime_pybind11_state as state  # pyright: ignore[reportAttributeAccessIssue]
+
+    from tfanet.ops.native import library
 
     wanted = _providers(onnxruntime, providers)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = QUIET
     if threads is not None:
         options.intra_op_num_threads = threads
+    if native and wanted[0] == CPU and (kernels := library()):
+        options.register_custom_ops_library(str(kernels))
     settings = [(name, {"use_tf32": "0"} if name == CUDA else {}) for name in wanted]
     refusals = (
         state.Fail, state.InvalidArgument, state.InvalidGraph, state.InvalidProtobuf, state.NotImplemented,

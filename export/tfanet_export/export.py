@@ -127,7 +127,8 @@ def verify(model: TFANet, path: str | Path, pairs: int) -> tuple[ParityFigures, 
     images, tokens, truth = verification_pairs(model, pairs)
     figures, ours, theirs = ParityFigures(), [], []
     model = model.eval()
-    with open_engine(path) as engine, torch.inference_mode():
+    # What is verified is what the file says; our compiled kernel would stand in for a part of it.
+    with open_engine(path, native=False) as engine, torch.inference_mode():
         for i in range(0, pairs, 4):
             batch = slice(i, i + 4)
             expected = model(torch.from_numpy(images[batch]), torch.from_numpy(tokens[batch])).numpy()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tfanet.ops import cross_selective_scan, recurrence
+from tfanet.ops import cross_selective_scan, native, recurrence
 from tfanet.ops.cross_selective_scan import cross_merge, cross_scan, cross_selective_scan_loop
 
 NAMES = ("x", "p", "dt_weight", "A", "D", "delta_bias")
@@ -39,8 +39,14 @@ def make_inputs(batch, height, width, dim, rank, states, shift=0.0, dtype=torch.
     }
 
 
+@pytest.fixture
+def vectorised(monkeypatch):
+    """Without the compiled kernel, which has tests of its own."""
+    monkeypatch.setattr(native, "supported", lambda x, states: False)
+
+
 @pytest.mark.parametrize(("batch", "height", "width", "dim", "rank", "states", "shift"), CASES)
-def test_forward_equals_the_loop(batch, height, width, dim, rank, states, shift):
+def test_forward_equals_the_loop(vectorised, batch, height, width, dim, rank, states, shift):
     inputs = make_inputs(batch, height, width, dim, rank, states, shift)
     expected = cross_selective_scan_loop(**{name: x.double() for name, x in inputs.items()})
     actual = cross_selective_scan(**inputs)
@@ -61,7 +67,7 @@ def test_gradients_equal_the_loops(batch, height, width, dim, rank, states, shif
         torch.testing.assert_close(ours, right, rtol=1e-9, atol=1e-9 * scale + 1e-12, msg=name)
 
 
-def test_blocks_of_channels_join_seamlessly(monkeypatch):
+def test_blocks_of_channels_join_seamlessly(vectorised, monkeypatch):
     inputs = make_inputs(2, 6, 5, 40, 2, 1)
     whole = cross_selective_scan(**inputs)
     monkeypatch.setattr(recurrence, "BLOCK", 1)  # blocks of 16, 16 and 8 channels

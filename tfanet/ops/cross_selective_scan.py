@@ -28,6 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tfanet.ops import native
 from tfanet.ops.dispatch import use_triton
 from tfanet.ops.precision import wide_dtype
 from tfanet.ops.recurrence import channel_blocks, scan_gradients, scan_into
@@ -64,8 +65,9 @@ def cross_selective_scan_loop(
     return cross_merge(y.unflatten(1, (DIRECTIONS, -1)), x.shape[1], x.shape[2])
 
 
-# The CPU path: a direction is a scan over the map's pixels by rows, of the map or of its transpose, in one
-# order of time or the other. Channels go through in blocks that fit the cache.
+# The vectorised path, for gradients, for FP64, and where neither `native` nor Triton is to be had. A
+# direction is a scan over the map's pixels by rows, of the map or of its transpose, in one order of time or
+# the other. Channels go through in blocks that fit the cache.
 
 
 class _Direction(NamedTuple):
@@ -168,6 +170,8 @@ def cross_selective_scan(
     Raises `ValueError` when the shapes do not fit each other.
     """
     _check(x, p, dt_weight, A, D, delta_bias)
+    if native.supported(x, A.shape[1]):
+        return native.cross_selective_scan(x, p, dt_weight, A, D, delta_bias)
     with torch.autocast(x.device.type, enabled=False):
         return _forward(x, p, dt_weight, A, D, delta_bias)
 
