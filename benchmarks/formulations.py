@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import onnx
 
 LOOP, ROWS, POSITIONS = "token by token", "doubling in rows", "row positions"
-COPIES, COPIES_ROWS, INTERPRETED = "copies, shipped scan", "copies, doubling in rows", "ships, no compiler"
+COPIES, COPIES_ROWS, NO_COMPILER = "copies, shipped scan", "copies, doubling in rows", "ships, no compiler"
 
 # PyTorch, channels first.
 
@@ -130,7 +130,7 @@ TORCH: dict[tuple[str, str], Callable[..., Tensor]] = {
     (CROSS_SCAN, LOOP): cross_selective_scan_loop,
     (CROSS_SCAN, COPIES_ROWS): copies(doubling_in_rows),
     (CROSS_SCAN, COPIES): copies(selective_scan),
-    (CROSS_SCAN, INTERPRETED): cross_selective_scan_vectorised,
+    (CROSS_SCAN, NO_COMPILER): cross_selective_scan_vectorised,
     (CROSS_SCAN, SHIPS): cross_selective_scan,
 }
 """Functions by operation and formulation."""
@@ -296,6 +296,6 @@ def onnx_formulations(*, states: int, length: int) -> dict[tuple[str, str], list
         (SCAN, SHIPS): [cpu[SCAN]],
         (CROSS_SCAN, COPIES_ROWS): [gpu[CROSS_SCAN], gpu[SCAN]],
         (CROSS_SCAN, COPIES): [gpu[CROSS_SCAN], cpu[SCAN]],
-        (CROSS_SCAN, INTERPRETED): [cpu[CROSS_SCAN]],
+        (CROSS_SCAN, NO_COMPILER): [cpu[CROSS_SCAN]],
         (CROSS_SCAN, SHIPS): [cpu[CROSS_SCAN]],
     }

@@ -43,6 +43,7 @@ class Times:
 
     @property
     def runtimes(self) -> list[str]:
+        """Those that ran the model with its scans."""
         return [runtime for runtime in BARE if runtime in self.seconds]
 
     def median(self, name: str) -> float:
