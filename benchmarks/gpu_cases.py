@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, NamedTuple
 from unittest.mock import patch
@@ -19,7 +20,7 @@ from scan_measure import Shape
 from torch import Tensor
 
 from tfanet.ops import dispatch
-from tfanet.ops.cross_selective_scan import DIRECTIONS, cross_merge, cross_scan
+from tfanet.ops.traversals import DIRECTIONS, scan_traversals
 
 if TYPE_CHECKING:
     from tfanet.model import TFANet
@@ -198,28 +199,13 @@ def cross_case(shape: Shape, batch: int, dtype: str, device: torch.device, kerne
     """The fused scan against copies, projection, scan and merge."""
     inputs = cross_inputs(shape, batch, DTYPES[dtype], device)
     reference = bound(_cross_module._forward, inputs)
+    unfused = bound(partial(scan_traversals, kernels.scan), inputs)
     candidates = [
         Candidate(FUSED, lambda: bound(kernels.cross, inputs), WIDE, ours=True),
-        Candidate(UNFUSED, lambda: bound(chain(kernels.scan), inputs), WIDE if dtype == "FP32" else CHAIN),
+        Candidate(UNFUSED, lambda: unfused, WIDE if dtype == "FP32" else CHAIN),
         Candidate(VECTORISED, lambda: reference, WIDE),
     ]
     return Case(CROSS, size_of(shape), batch, dtype, inputs, reference, candidates)
-
-
-def chain(scan: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """The scan of two dimensions as a chain around `scan`; each direction copies its own part of p only."""
-
-    def cross(x: Tensor, p: Tensor, dt_weight: Tensor, A: Tensor, D: Tensor, delta_bias: Tensor) -> Tensor:
-        states, rank = A.shape[1], dt_weight.shape[1]
-        maps = p.permute(0, 3, 1, 2).unflatten(1, (DIRECTIONS, -1))  # [batch, K, R + 2N, H, W]
-        orders = [maps[:, 0].flatten(2), maps[:, 1].mT.flatten(2)]
-        orders += [maps[:, 2].flatten(2).flip(-1), maps[:, 3].mT.flatten(2).flip(-1)]
-        dt, B, C = torch.stack(orders, dim=1).split([rank, states, states], dim=2)
-        delta = dt_weight.unflatten(0, (DIRECTIONS, -1)) @ dt
-        y = scan(cross_scan(x).flatten(1, 2), delta.flatten(1, 2), A, B, C, D, delta_bias)
-        return cross_merge(y.unflatten(1, (DIRECTIONS, -1)), x.shape[1], x.shape[2])
-
-    return cross
 
 
 # Linear cross-attention.
@@ -295,8 +281,16 @@ def vectorised_paths() -> Iterator[None]:
 
 @contextmanager
 def our_kernels() -> Iterator[None]:
-    """While the block runs, the scan on CUDA is ours, even where mamba_ssm is installed and faster."""
-    with patch.object(_scan_module, "scan_kernel", lambda device_type: "Triton"):
+    """While the block runs, the scans on CUDA are ours, even where a rival is faster."""
+    kernels = triton_kernels()
+    ours = dispatch.GpuKernels(
+        dispatch.Kernel(TRITON, kernels.scan),
+        dispatch.Kernel(TRITON, kernels.scan_backward),
+        dispatch.Kernel(FUSED, kernels.cross),
+    )
+    with ExitStack() as stack:
+        for module in (_scan_module, _cross_module):
+            stack.enter_context(patch.object(module, "gpu_kernels", lambda device_type: ours))
         yield
 
 

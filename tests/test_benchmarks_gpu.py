@@ -15,34 +15,15 @@ import torch
 
 import tfanet.ops as ops
 from tfanet.ops import dispatch
-from tfanet.ops.cross_selective_scan import cross_selective_scan_loop
 
-BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
-sys.path.insert(0, str(BENCHMARKS))
-gpu_measure, gpu_cases, scan_measure = map(
-    importlib.import_module, ("gpu_measure", "gpu_cases", "scan_measure")
-)
-scan_module = importlib.import_module("tfanet.ops.selective_scan")
+# Pytest imports tests without touching sys.path; `gpu_benchmark` lies beside this one.
+sys.path.insert(0, str(Path(__file__).parent))
+
+from gpu_benchmark import KERNELS, SMALL, gpu_cases, gpu_measure, host_timer, scan_measure, scan_module
+
 Shape, Timing = scan_measure.Shape, gpu_measure.Timing
 Candidate, Case = gpu_measure.Candidate, gpu_measure.Case
-
 CPU = torch.device("cpu")
-KERNELS = gpu_cases.Kernels(
-    ops.selective_scan,
-    scan_module.selective_scan_backward,
-    ops.cross_selective_scan,
-    ops.linear_cross_attention,
-)
-SMALL = Shape(12, 3, states=2)
-
-
-def host_timer(call):
-    seconds = []
-    for _ in range(3):
-        started = time.perf_counter()
-        call()
-        seconds.append(time.perf_counter() - started)
-    return Timing(seconds)
 
 
 def by_name(rows):
@@ -219,12 +200,6 @@ def test_ours_and_the_vectorised_path_are_right_and_timed(section, dtype):
     assert case.inputs[0].dtype == (torch.float32 if section == "backward" else gpu_cases.DTYPES[dtype])
 
 
-def test_the_chain_is_the_scan_of_two_dimensions():
-    inputs = gpu_cases.cross_inputs(Shape(20, 3, states=2), 2, torch.float64, CPU)
-    actual = gpu_cases.chain(scan_module.selective_scan_loop)(*inputs)
-    torch.testing.assert_close(actual, cross_selective_scan_loop(*inputs))
-
-
 def test_bytes_are_those_of_every_operand_once():
     rows = gpu_measure.measure(gpu_cases.scan_case(SMALL, 2, "FP16", CPU, KERNELS), host_timer)
     tokens, rows_of_u = 2 * 12, 4 * 3
@@ -308,25 +283,29 @@ def test_the_compiled_path_is_checked_too(monkeypatch):
 
 @pytest.mark.parametrize("dtype", gpu_cases.DTYPES)
 def test_the_model_runs_with_our_kernels_and_without(random_model, monkeypatch, dtype):
+    pytest.importorskip("triton")
     seen = []
     vmamba = importlib.import_module("tfanet.vmamba")
+    cross_module = importlib.import_module("tfanet.ops.cross_selective_scan")
     cross = vmamba.cross_selective_scan
 
     def watched(*inputs):
-        seen.append((dispatch.has_triton(), scan_module.scan_kernel("cuda")))
+        seen.append((dispatch.has_triton(), *(kernel.name for kernel in cross_module.gpu_kernels("cuda"))))
         return cross(*inputs)
 
+    rivals = dispatch.GpuKernels(*[dispatch.Kernel("mamba_ssm", cross)] * 3)
     monkeypatch.setattr(vmamba, "cross_selective_scan", watched)
     monkeypatch.setattr(dispatch, "has_triton", lambda: True)
-    monkeypatch.setattr(scan_module, "scan_kernel", lambda device_type: "mamba_ssm")
+    for module in (scan_module, cross_module):
+        monkeypatch.setattr(module, "gpu_kernels", lambda device_type: rivals)
     case = gpu_cases.model_case(random_model, 2, dtype, CPU)
     ways = {candidate.name: candidate.prepare() for candidate in case.candidates}
     with torch.no_grad():
         ways[gpu_cases.OUR_KERNELS]()
-        assert set(seen) == {(True, "Triton")}
+        assert set(seen) == {(True, gpu_cases.TRITON, gpu_cases.TRITON, gpu_cases.FUSED)}
         seen.clear()
         logits = ways[gpu_cases.VECTORISED]()
-    assert set(seen) == {(False, "mamba_ssm")}
+    assert set(seen) == {(False, *["mamba_ssm"] * 3)}
     assert dispatch.has_triton()
     assert logits.shape == (2, 96, 96)
 

@@ -6,7 +6,6 @@ import importlib
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,31 +16,14 @@ from typer.testing import CliRunner
 import tfanet.ops as ops
 from tfanet.errors import UserError, VerificationError
 
-BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
-sys.path.insert(0, str(BENCHMARKS))
-gpu_measure, gpu_cases, gpu_report, scan_gpu, scan_measure = map(
-    importlib.import_module, ("gpu_measure", "gpu_cases", "gpu_report", "scan_gpu", "scan_measure")
-)
-scan_module = importlib.import_module("tfanet.ops.selective_scan")
+# Pytest imports tests without touching sys.path; `gpu_benchmark` lies beside this one.
+sys.path.insert(0, str(Path(__file__).parent))
+
+from gpu_benchmark import BENCHMARKS, KERNELS, SMALL, gpu_cases, gpu_measure, host_timer, scan_measure
+
+gpu_report, scan_gpu = map(importlib.import_module, ("gpu_report", "scan_gpu"))
 Shape, Row, Timing = scan_measure.Shape, gpu_measure.Row, gpu_measure.Timing
-
 CPU = torch.device("cpu")
-KERNELS = gpu_cases.Kernels(
-    ops.selective_scan,
-    scan_module.selective_scan_backward,
-    ops.cross_selective_scan,
-    ops.linear_cross_attention,
-)
-SMALL = Shape(12, 3, states=2)
-
-
-def host_timer(call):
-    seconds = []
-    for _ in range(3):
-        started = time.perf_counter()
-        call()
-        seconds.append(time.perf_counter() - started)
-    return Timing(seconds)
 
 
 def plan(**changes):

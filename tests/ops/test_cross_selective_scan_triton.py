@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tfanet.ops.cross_selective_scan import cross_selective_scan_loop
+from tfanet.ops.traversals import traversal_gradients
 
 triton = pytest.importorskip("triton")
 pytestmark = [pytest.mark.gpu] if torch.cuda.is_available() else []
@@ -58,9 +59,11 @@ def oracle(inputs, weight):
 
 
 def run(kernels, inputs, weight, device):
+    from tfanet.ops.selective_scan_triton import selective_scan_backward
+
     on_device = [x.to(device) for x in inputs.values()]
     found = [kernels.cross_selective_scan_forward(*on_device)]
-    found += kernels.cross_selective_scan_backward(weight.to(device), *on_device)
+    found += traversal_gradients(selective_scan_backward, weight.to(device), *on_device)
     return [x.cpu() for x in found]
 
 
@@ -118,29 +121,36 @@ def test_the_same_in_every_run(kernels, device):
 
 def test_non_contiguous_inputs(kernels, device):
     inputs = make_inputs(2, 4, 5, 3, 2, 1)
-    strided = inputs | {"x": inputs["x"].permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1)}
+    strided = {name: x.mT.contiguous().mT if x.dim() > 1 else x for name, x in inputs.items()}
     assert not strided["x"].is_contiguous()
     weight = weight_of(inputs)
     assert_close(run(kernels, strided, weight, device), oracle(inputs, weight), 1e-5)
 
 
-def test_cuda_tensors_reach_the_kernels(kernels, device, monkeypatch):
+@pytest.mark.parametrize(("number", "forward"), [(0, "fused"), (-1, "scan")], ids=["fused", "traversals"])
+def test_cuda_tensors_reach_the_kernels(number, forward, kernels, device, monkeypatch, choose):
     """The functions that PyTorch calls for CUDA tensors; without a GPU, with the interpreter's tensors."""
+    from tfanet.ops import selective_scan_triton
+
     module = importlib.import_module("tfanet.ops.cross_selective_scan")
     calls = []
-    for name in ("cross_selective_scan_forward", "cross_selective_scan_backward"):
-        real = getattr(kernels, name)
-        monkeypatch.setattr(
-            kernels, name, lambda *inputs, real=real: calls.append(real.__name__) or real(*inputs)
-        )
-    inputs = make_inputs(1, 3, 4, 2, 1, 1)
+
+    def watch(owner, name, label):
+        real = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *inputs: calls.append(label) or real(*inputs))
+
+    watch(kernels, "cross_selective_scan_forward", "fused")
+    watch(selective_scan_triton, "selective_scan_forward", "scan")
+    watch(selective_scan_triton, "selective_scan_backward", "gradients")
+    choose(number)
+    inputs = make_inputs(1, 3, 4, 2, 1, 1, 0.0, torch.float16)
     weight = weight_of(inputs)
     on_device = [x.to(device) for x in inputs.values()]
     with torch.autocast(device, dtype=torch.bfloat16):
         found = [module._on_gpu(*on_device), *module._backward_on_gpu(weight.to(device), *on_device)]
-    assert calls == ["cross_selective_scan_forward", "cross_selective_scan_backward"]
+    assert calls == [forward, "gradients"]
     assert_close([x.cpu() for x in found], oracle(inputs, weight), 1e-5)
     module._on_gpu(*(x.double() for x in on_device))
     monkeypatch.setattr(kernels, "MAX_ELEMENTS", 10)
     assert_close([module._on_gpu(*on_device).cpu(), *found[1:]], oracle(inputs, weight), 1e-5)
-    assert len(calls) == 2
+    assert calls == [forward, "gradients"]

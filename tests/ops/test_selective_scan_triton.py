@@ -12,12 +12,8 @@ triton = pytest.importorskip("triton")
 pytestmark = [pytest.mark.gpu] if torch.cuda.is_available() else []
 
 NAMES = ("u", "delta", "A", "B", "C", "D", "delta_bias")
-SMALL = (
-    2,
-    32,
-    1,
-    1,
-)  # channels, tokens, warps and stages of a program: several programs and chunks even in small cases
+SMALL = (2, 32, 1, 1)
+"""Channels, tokens, warps and stages of a program: several programs and chunks even in small cases."""
 
 CASES = [
     # batch, K, D, N, L, largest |delta|, tile
@@ -144,7 +140,7 @@ def test_results_do_not_depend_on_the_tile_or_the_run(device):
     assert_close(other, first, 5e-6)
 
 
-def test_cuda_tensors_reach_the_kernels(device, monkeypatch):
+def test_cuda_tensors_reach_the_kernels(device, monkeypatch, choose):
     """The functions that PyTorch calls for CUDA tensors; without a GPU, with the interpreter's tensors."""
     import importlib
 
@@ -157,6 +153,7 @@ def test_cuda_tensors_reach_the_kernels(device, monkeypatch):
         monkeypatch.setattr(
             kernels, name, lambda *inputs, real=real: calls.append(real.__name__) or real(*inputs)
         )
+    choose(0)
     inputs = [x.to(device) for x in make_inputs(1, 2, 2, 1, 9, 1.0).values()]
     expected = oracle(dict(zip(NAMES, (x.cpu() for x in inputs), strict=True)), torch.ones(1, 4, 9))
     found = [module._on_gpu(*inputs), *module._backward_on_gpu(torch.ones(1, 4, 9, device=device), *inputs)]

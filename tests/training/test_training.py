@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 import signal
 
 import pytest
@@ -176,6 +177,7 @@ def test_command_line(shapes_root, tmp_path):
     result = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert result.exit_code == 0, result.output
     assert "tfanet-eval --engine" in result.output
+    assert re.match(r"on (cpu, scans vectorised|cuda, scans by \w+, )", result.output.splitlines()[1])
     assert tfanet.load_model(tmp_path / "run" / "model.safetensors").config == preset("tiny")
     with pytest.raises(UserError, match="holds a run already"):
         CliRunner().invoke(app, arguments, catch_exceptions=False)

@@ -29,26 +29,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tfanet.ops import native
-from tfanet.ops.dispatch import use_triton
+from tfanet.ops.dispatch import gpu_kernels, use_triton
 from tfanet.ops.precision import wide_dtype
 from tfanet.ops.recurrence import channel_blocks, scan_gradients, scan_into
 from tfanet.ops.selective_scan import selective_scan_loop
-
-DIRECTIONS = 4
-
-
-def cross_scan(x: Tensor) -> Tensor:
-    """Four traversals of [batch, H, W, C] -> [batch, 4, C, H*W]: by rows, by columns, and both reversed."""
-    by_rows, by_columns = x.permute(0, 3, 1, 2).flatten(2), x.permute(0, 3, 2, 1).flatten(2)
-    forward = torch.stack([by_rows, by_columns], dim=1)
-    return torch.cat([forward, forward.flip(-1)], dim=1)
-
-
-def cross_merge(y: Tensor, height: int, width: int) -> Tensor:
-    """Sum of four traversals [batch, 4, C, H*W], each back in raster order -> [batch, H, W, C]."""
-    by_rows, by_columns = (y[:, :2] + y[:, 2:].flip(-1)).unbind(1)
-    merged = by_rows.unflatten(-1, (height, width)) + by_columns.unflatten(-1, (width, height)).mT
-    return merged.permute(0, 2, 3, 1)
+from tfanet.ops.traversals import DIRECTIONS, cross_merge, cross_scan, traversal_gradients
 
 
 def cross_selective_scan_loop(
@@ -181,10 +166,10 @@ def _on_gpu(x: Tensor, p: Tensor, dt_weight: Tensor, A: Tensor, D: Tensor, delta
     _check(x, p, dt_weight, A, D, delta_bias)
     with torch.autocast(x.device.type, enabled=False):
         if use_triton(x):
-            from tfanet.ops import cross_selective_scan_triton as kernels
+            from tfanet.ops.cross_selective_scan_triton import supported
 
-            if kernels.supported(x, p):
-                return kernels.cross_selective_scan_forward(x, p, dt_weight, A, D, delta_bias)
+            if supported(x, p):
+                return gpu_kernels(x.device.type).cross_scan.run(x, p, dt_weight, A, D, delta_bias)
         return _forward(x, p, dt_weight, A, D, delta_bias)
 
 
@@ -210,9 +195,8 @@ def _backward_on_gpu(
     with torch.autocast(x.device.type, enabled=False):
         if not use_triton(x):
             return _backward(dy, x, p, dt_weight, A, D, delta_bias)
-        from tfanet.ops import cross_selective_scan_triton as kernels
-
-        return kernels.cross_selective_scan_backward(dy, x, p, dt_weight, A, D, delta_bias)
+        gradients = gpu_kernels(x.device.type).gradients.run
+        return traversal_gradients(gradients, dy, x, p, dt_weight, A, D, delta_bias)
 
 
 @cross_selective_scan_backward.register_fake

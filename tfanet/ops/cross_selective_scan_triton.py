@@ -14,7 +14,7 @@ the carry in registers would have a program walk all pixels: too few programs fo
 Steps dt are formed where they are used, as a tensor-core product with FP32 sums. Sizes are constants: while
 they were not, a third of the instructions computed addresses. A chunk is what a thread's registers hold.
 
-The backward lays the traversals out and calls that of the scan.
+Gradients come from `traversals` and those of the scan.
 """
 
 # Triton's language only looks like Python: a type checker misreads its constants, ranges and launches.
@@ -27,8 +27,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tfanet.ops.cross_selective_scan import DIRECTIONS, cross_merge, cross_scan
-from tfanet.ops.selective_scan_triton import LOG2E, selective_scan_backward, softplus, then, then_kept
+from tfanet.ops.selective_scan_triton import LOG2E, softplus, then, then_kept
+from tfanet.ops.traversals import DIRECTIONS
 
 CHUNK = 32
 CHUNK_WARPS, MERGE_WARPS = 2, 1
@@ -247,37 +247,3 @@ def _launch_constants(
     _, height, width, channels = x.shape
     sizes = constants(height, width, channels, dt_weight.shape[1], A.shape[1], half=half)
     return sizes | {"enable_fp_fusion": True}, *channel_blocks(channels, half=half)
-
-
-def cross_selective_scan_backward(
-    dy: Tensor, x: Tensor, p: Tensor, dt_weight: Tensor, A: Tensor, D: Tensor, delta_bias: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of the six inputs, each in its input's dtype; dy [batch, H, W, D]."""
-    given = (x, p, dt_weight, A, D, delta_bias)
-    dy, x, p, dt_weight = (t.float() for t in (dy, x, p, dt_weight))
-    height, width = x.shape[1:3]
-    rank, states = dt_weight.shape[1], A.shape[1]
-    own = p.unflatten(-1, (DIRECTIONS, -1))  # each direction reads its own part of p
-    parts = torch.stack([cross_scan(own[..., k, :])[:, k] for k in range(DIRECTIONS)], dim=1)
-    dt, B, C = parts.split([rank, states, states], dim=2)  # [batch, 4, R or N, L]
-    weight = dt_weight.unflatten(0, (DIRECTIONS, -1))  # [4, D, R]
-    u, dy = cross_scan(x).flatten(1, 2), cross_scan(dy).flatten(1, 2)
-    du, ddelta, dA, dB, dC, dD, dbias = selective_scan_backward(
-        dy, u, (weight @ dt).flatten(1, 2), A, B, C, D, delta_bias
-    )
-    ddelta = ddelta.unflatten(1, (DIRECTIONS, -1))
-    dweight = torch.einsum("bkdl,bkrl->kdr", ddelta, dt).flatten(0, 1)
-    dparts = torch.cat([weight.mT @ ddelta, dB, dC], dim=2)
-    dp = torch.cat([_to_raster(dparts[:, k], k, height, width) for k in range(DIRECTIONS)], dim=-1)
-    dx = cross_merge(du.unflatten(1, (DIRECTIONS, -1)), height, width)
-    found = (dx, dp, dweight, dA, dD, dbias)
-    result = tuple(gradient.to(t.dtype).contiguous() for gradient, t in zip(found, given, strict=True))
-    return result  # pyright: ignore[reportReturnType]
-
-
-def _to_raster(x: Tensor, k: int, height: int, width: int) -> Tensor:
-    """Direction k's traversal [batch, C, L] -> [batch, H, W, C]."""
-    x = x.flip(-1) if k >= 2 else x
-    if k % 2:
-        return x.unflatten(-1, (width, height)).permute(0, 3, 2, 1)
-    return x.unflatten(-1, (height, width)).permute(0, 2, 3, 1)

@@ -28,7 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tfanet.ops.dispatch import mamba_scan, scan_kernel, use_triton
+from tfanet.ops.dispatch import gpu_kernels, use_triton
 from tfanet.ops.precision import wide_dtype
 from tfanet.ops.recurrence import channel_blocks, scan_gradients, scan_into
 
@@ -129,11 +129,7 @@ def _on_gpu(
     _check(u, delta, A, B, C, D, delta_bias)
     if not use_triton(u):
         return _forward(u, delta, A, B, C, D, delta_bias)
-    if scan_kernel("cuda") == "mamba_ssm" and (theirs := mamba_scan()):
-        return theirs(u, delta, A, B, C, D, delta_bias)
-    from tfanet.ops.selective_scan_triton import selective_scan_forward
-
-    return selective_scan_forward(u, delta, A, B, C, D, delta_bias)
+    return gpu_kernels(u.device.type).scan.run(u, delta, A, B, C, D, delta_bias)
 
 
 @selective_scan.register_fake
@@ -156,9 +152,7 @@ def _backward_on_gpu(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     if not use_triton(u):
         return _backward(dy, u, delta, A, B, C, D, delta_bias)
-    from tfanet.ops import selective_scan_triton as kernels
-
-    return kernels.selective_scan_backward(dy, u, delta, A, B, C, D, delta_bias)
+    return gpu_kernels(u.device.type).gradients.run(dy, u, delta, A, B, C, D, delta_bias)
 
 
 @selective_scan_backward.register_fake

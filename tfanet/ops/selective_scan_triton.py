@@ -320,26 +320,9 @@ def selective_scan_backward(
             u, delta, A, B, delta_bias, dim, length, start, STAGES=tile.num_stages, **common
         )
         selective_scan_backward_kernel[grid](
-            dy,
-            u,
-            delta,
-            A,
-            B,
-            C,
-            D,
-            delta_bias,
-            start,
-            dim,
-            length,
-            du,
-            ddelta,
-            dA,
-            dB,
-            dC,
-            dD,
-            dbias,
-            **common,
-        )
+            dy, u, delta, A, B, C, D, delta_bias, start, dim, length,
+            du, ddelta, dA, dB, dC, dD, dbias, **common,
+        )  # fmt: skip
     sums = dA.sum(0), dB.sum(2), dC.sum(2), dD.sum(0), dbias.sum(0)
     dA, dB, dC, dD, dbias = (s.to(x.dtype) for s, x in zip(sums, (A, B, C, D, delta_bias), strict=True))
     return du, ddelta, dA, dB, dC, dD, dbias

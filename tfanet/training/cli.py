@@ -79,7 +79,7 @@ def train(
     from tfanet.data.shapes import DEFAULT_ROOT, ensure_shapes
     from tfanet.data.transforms import TrainingPairs
     from tfanet.model import TFANet
-    from tfanet.ops.dispatch import scan_kernel
+    from tfanet.ops.dispatch import scans_by
     from tfanet.training.loop import TrainingOptions
     from tfanet.training.loop import train as train_loop
 
@@ -110,7 +110,7 @@ def train(
     )  # fmt: skip
     parameters = sum(p.numel() for p in model.parameters())
     say(f"{preset_name}: {parameters / 1e6:.2f} M parameters, {len(training)} expressions")
-    say(f"on {device}, selective scans by {scan_kernel(device.partition(':')[0])}")
+    say(f"on {device}, {scans_by(device.partition(':')[0])}")
     if train_loop(model, training, validation, out, options, resume=resume):
         say(f"wrote {out / 'model.safetensors'}")
         say(f"next: tfanet-eval --engine {out / 'model.safetensors'}")
