@@ -71,10 +71,15 @@ def _mark(node: onnx.NodeProto) -> None:
 def not_plugin_layers(trt: ModuleType, network: Any, layers: Sequence[str]) -> list[str]:
     """The names among `layers` (see `plugin_layers`) that are no plugins in an `INetworkDefinition`.
 
-    TensorRT has its own names for layers from function bodies, so where one is missing all of them are named.
+    TensorRT has its own names for layers from function bodies: where one of those is missing, all of them are
+    named.
     """
     found = (network.get_layer(i) for i in range(network.num_layers))
     plugins = [layer.name for layer in found if layer.type == trt.LayerType.PLUGIN_V3]
     if len(plugins) == len(layers):
         return []
-    return [name for name in layers if name not in plugins]
+    missing = [name for name in layers if name not in plugins]
+    own = [name for name in missing if "/" not in name]
+    of_bodies = [name for name in missing if "/" in name]
+    unnamed = len(plugins) - (len(layers) - len(missing))
+    return own if unnamed >= len(of_bodies) else missing

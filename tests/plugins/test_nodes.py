@@ -113,3 +113,16 @@ TENSORRT = SimpleNamespace(LayerType=SimpleNamespace(PLUGIN_V3="plugin"))
 )
 def test_nodes_that_did_not_become_plugins_are_named(layers, missing):
     assert not_plugin_layers(TENSORRT, network(layers), ["a", "b"]) == missing
+
+
+@pytest.mark.parametrize(
+    ("layers", "missing"),
+    [
+        ({"a_mul": "elementwise", "(Unnamed) 1": "plugin", "(Unnamed) 2": "plugin"}, ["a"]),
+        ({"a": "plugin", "(Unnamed) 1": "plugin", "add": "elementwise"}, ["b/P", "b/Q"]),
+        ({"a_mul": "elementwise", "(Unnamed) 1": "plugin"}, ["a", "b/P", "b/Q"]),
+    ],
+    ids=["the node beside a body", "one of a body", "both"],
+)
+def test_layers_of_a_body_are_named_only_where_one_is_missing(layers, missing):
+    assert not_plugin_layers(TENSORRT, network(layers), ["a", "b/P", "b/Q"]) == missing
