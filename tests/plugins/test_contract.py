@@ -251,7 +251,7 @@ FAILING = {
     "a kernel with other arguments": (
         scaled_square("HALF") | {"name": "Broken"},
         "tactic 0 gives no kernel",
-        "VerificationError: kernel scaled_square_kernel takes x, scale, count, y; "
+        "VerificationError: kernel scaled_square_kernel takes p_x, p_scale, count, p_y; "
         "the plugin has 2 inputs, 0 scalars and 1 outputs",
     ),
     "a size that must be fixed": (

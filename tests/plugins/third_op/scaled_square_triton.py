@@ -7,9 +7,9 @@ import triton.language as tl
 
 
 @triton.jit
-def scaled_square_kernel(x, scale, count, y, BLOCK: tl.constexpr):
+def scaled_square_kernel(p_x, p_scale, count, p_y, BLOCK: tl.constexpr):
     o_x = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)  # [BLOCK]
     m_x = o_x < count
-    b_x = tl.load(x + o_x, mask=m_x).to(tl.float32)
-    b_scale = tl.load(scale).to(tl.float32)
-    tl.store(y + o_x, (b_scale * b_x * b_x).to(y.dtype.element_ty), mask=m_x)
+    b_x = tl.load(p_x + o_x, mask=m_x).to(tl.float32)
+    b_scale = tl.load(p_scale).to(tl.float32)
+    tl.store(p_y + o_x, b_scale * b_x * b_x, mask=m_x)
