@@ -1,6 +1,7 @@
 """The choice of the scans' kernels, with stand-ins for what needs a GPU."""
 
 import sys
+from importlib import import_module
 from types import ModuleType
 
 import pytest
@@ -137,6 +138,31 @@ def test_mamba_ssms_gradients_within_an_operation(small, mamba):
     for ours, right in zip(found, expected, strict=True):
         assert ours.dtype == right.dtype
         torch.testing.assert_close(ours, right, rtol=2e-3, atol=2e-3 * right.abs().max().item())
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_every_kernel_is_chosen_by_itself_and_once(small, mamba, monkeypatch, mode):
+    """Stand-ins for ours: a slow scan and a slow 2-D scan beside gradients that nothing beats."""
+    pytest.importorskip("triton")
+    ours, fused = (import_module(f"tfanet.ops.{name}selective_scan_triton") for name in ("", "cross_"))
+
+    def slow_cross(*inputs):
+        CLOCK.now += 1
+        return cross_selective_scan(*inputs)
+
+    monkeypatch.setattr(ours, "selective_scan_forward", slow)
+    monkeypatch.setattr(ours, "selective_scan_backward", selective_scan_backward)
+    monkeypatch.setattr(fused, "cross_selective_scan_forward", slow_cross)
+    dispatch.gpu_kernels.cache_clear()
+    with mode():
+        chosen = dispatch.gpu_kernels("cpu")
+        called = len(mamba)
+        assert dispatch.gpu_kernels("cpu") is chosen
+    dispatch.gpu_kernels.cache_clear()
+    assert [kernel.name for kernel in chosen] == ["mamba_ssm", "Triton", "traversals"]
+    assert called == len(mamba)
+    found = chosen.cross_scan.run(*small[1])
+    torch.testing.assert_close(found, cross_selective_scan(*small[1]), rtol=1e-4, atol=1e-4)
 
 
 def test_without_mamba_ssm_there_is_none_to_choose(monkeypatch):

@@ -70,6 +70,7 @@ def _compiled(device_type: str) -> bool:
 
 
 @cache
+@torch.inference_mode(False)  # gradients are timed too, whoever needs the first kernel
 def gpu_kernels(device_type: str) -> GpuKernels:
     """The fastest kernels that give the same as Triton's; `device_type` is `cuda`, or `cpu` interpreted."""
     from tfanet.ops import cross_selective_scan_triton, selective_scan_triton
