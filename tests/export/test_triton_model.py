@@ -73,7 +73,7 @@ def test_masks_are_those_of_predict(engine, small_engine, request, tmp_path):
         for file, sentence in cases
     ]
     answers = serve(tmp_path / "repository", requests)
-    with open_engine(path, providers=["CPUExecutionProvider"], threads=1) as opened:
+    with open_engine(path, providers=["CPUExecutionProvider"], threads=1, native=False) as opened:
         expected = [predict(opened, open_image(file), sentence) for file, sentence in cases] * 2
     for answer, logits in zip(answers, expected, strict=True):
         assert answer["error"] is None
