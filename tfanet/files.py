@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,6 +37,39 @@ def atomic_path(final: str | Path) -> Iterator[Path]:
         raise UserError(f"cannot write {final}: {error.strerror or error}") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(final: str | Path) -> Iterator[Path]:
+    """Yield a temporary folder beside `final`; on success flush its files and rename it to `final`.
+
+    On any error, Ctrl-C included, it is removed with all that is in it and `final` is left as it was.
+    Raises `UserError` where `final` is a file or a folder that is not empty, or cannot be made.
+    """
+    final = Path(final)
+    try:
+        if final.is_dir() and any(final.iterdir()):
+            raise UserError(f"{final} is not empty; give a new folder")
+        if final.exists() and not final.is_dir():
+            raise UserError(f"{final} is a file; give a new folder")
+        final.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=final.parent, prefix=f".{final.name}-"))
+    except OSError as error:
+        raise UserError(f"cannot write {final}: {error.strerror or error}") from error
+    try:
+        yield temporary
+        for path in temporary.rglob("*"):
+            if path.is_file():
+                with path.open("rb+") as file:
+                    os.fsync(file.fileno())
+        temporary.chmod(0o755)
+        if final.is_dir():
+            final.rmdir()  # Windows does not rename onto a folder, not even onto an empty one
+        temporary.replace(final)
+    except OSError as error:
+        raise UserError(f"cannot write {final}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def require_writable(final: str | Path) -> None:

@@ -104,6 +104,7 @@ def build_plan(
         builder=trt.__name__,
         builder_version=trt.__version__,
         compute_capability=capability,
+        batch=batch,
         onnx_sha256=source.sha256,
         file_sha256=sha256(plan_path),
         cost={

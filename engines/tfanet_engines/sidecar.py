@@ -11,6 +11,7 @@ import hashlib
 import json
 import types
 import typing
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +21,7 @@ from tfanet.errors import UserError
 from tfanet.files import require_file, sha256, write_json
 from tfanet.signature import signature_of
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MEAN_STD = "the graph subtracts ImageNet's mean and divides by its deviation"
 
 
@@ -41,6 +42,8 @@ class Sidecar:
     builder_version: str
     compute_capability: str | None
     """The GPU generation a plan is for, as `8.9`; None for an ONNX file."""
+    batch: list[int] | None
+    """Smallest, usual and largest batch of a plan; None for an ONNX file, which takes any."""
     onnx_sha256: str
     file_sha256: str
     rebuild: str
@@ -70,6 +73,7 @@ class Sidecar:
         rebuild: str,
         cost: dict[str, Any],
         compute_capability: str | None = None,
+        batch: Sequence[int] | None = None,
         parity: dict[str, Any] | None = None,
     ) -> Sidecar:
         """A sidecar whose config, signature, tokenizer and preprocessing are those of `config`."""
@@ -83,6 +87,7 @@ class Sidecar:
             builder=builder,
             builder_version=builder_version,
             compute_capability=compute_capability,
+            batch=None if batch is None else [*batch],
             onnx_sha256=onnx_sha256,
             file_sha256=file_sha256,
             rebuild=rebuild,
@@ -182,6 +187,8 @@ def _problem(values: dict[str, Any]) -> str | None:
     if missing or unknown:
         return f"missing fields {missing}, unknown fields {unknown}"
     wrong = [name for name, hint in hints.items() if not _fits(values[name], hint)]
+    if not wrong and (batch := values["batch"]) is not None:
+        wrong = [] if len(batch) == 3 and 1 <= batch[0] <= batch[1] <= batch[2] else ["batch"]
     return f"wrong values in {wrong}" if wrong else None
 
 
@@ -191,4 +198,7 @@ def _fits(value: Any, hint: Any) -> bool:
         return value in typing.get_args(hint)
     if origin is types.UnionType:
         return any(_fits(value, part) for part in typing.get_args(hint))
+    if origin is list:
+        (item,) = typing.get_args(hint)
+        return type(value) is list and all(_fits(part, item) for part in value)
     return type(value) is (origin or hint)

@@ -1,4 +1,4 @@
-"""`tfanet-export onnx` and `tfanet-export trt`: without arguments, the bundled tiny checkpoint."""
+"""`tfanet-export onnx`, `trt` and `triton`; the first two without arguments, the bundled tiny checkpoint."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ import typer
 from tfanet.console import new_app, run, say
 from tfanet.errors import UserError
 from tfanet.signature import MAX_BATCH
+from tfanet_export.triton_cli import triton
 
 if TYPE_CHECKING:
     from tfanet_engines import BuildReport
     from tfanet_export.export import ExportReport
 
-app = new_app("Take a checkpoint to ONNX, or on to a TensorRT plan.")
+app = new_app("Take a checkpoint to ONNX, on to a TensorRT plan, or to a server.")
+app.command()(triton)
 
 
 class BodyTarget(StrEnum):

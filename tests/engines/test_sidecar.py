@@ -25,6 +25,7 @@ def plan(tmp_path):
         builder="tensorrt_rtx",
         builder_version="1.7.1",
         compute_capability="8.9",
+        batch=(1, 1, 8),
         onnx_sha256="cd" * 32,
         file_sha256=sha256(path),
         rebuild="tfanet-export trt --fp16",
@@ -38,6 +39,7 @@ def test_what_is_written_is_read_back(plan):
     sidecar = Sidecar.read(plan)
     sidecar.check_file(plan)
     assert sidecar.model_config() == PRESETS["tiny"]
+    assert sidecar.batch == [1, 1, 8]
     assert [spec["name"] for spec in sidecar.signature["inputs"]] == ["image", "tokens"]
     size = PRESETS["tiny"].image_size
     assert sidecar.signature["outputs"][0]["shape"] == ["batch", size, size]
@@ -68,13 +70,17 @@ BAD = [
     pytest.param(lambda text: "[" * 100_000, "no JSON", id="nested"),
     pytest.param(lambda text: "[1, 2]", "no sidecar", id="a-list"),
     pytest.param(lambda text: "{}", "no sidecar", id="empty-object"),
-    pytest.param(changed(format_version=3), "format version 3", id="newer-version"),
+    pytest.param(changed(format_version=4), "format version 4", id="newer-version"),
     pytest.param(without("onnx_sha256"), "missing fields.*onnx_sha256", id="missing-field"),
     pytest.param(changed(colour="red"), "unknown fields.*colour", id="unknown-field"),
     pytest.param(changed(file_sha256=7), "wrong values.*file_sha256", id="number-for-text"),
     pytest.param(changed(kind="pt"), "wrong values.*kind", id="unknown-kind"),
     pytest.param(changed(precision="int8"), "wrong values.*precision", id="unknown-precision"),
     pytest.param(changed(proof=None), "wrong values.*proof", id="no-proof"),
+    pytest.param(changed(batch="1,1,8"), "wrong values.*batch", id="batch-as-text"),
+    pytest.param(changed(batch=[1, 8]), "wrong values.*batch", id="batch-of-two"),
+    pytest.param(changed(batch=[1, 8, 4]), "wrong values.*batch", id="batch-not-in-order"),
+    pytest.param(changed(batch=[1, 1, 8.5]), "wrong values.*batch", id="batch-of-fractions"),
     pytest.param(changed(config={"image_size": 480}), "does not fit this version", id="foreign-config"),
 ]
 

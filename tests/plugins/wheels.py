@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
+from fetched import Unavailable, fetch
+
 SOURCE = Path(__file__).with_name("stand_in.cpp")
-SECONDS_TO_DOWNLOAD = 180
-
-
-class Unavailable(Exception):
-    """Why there are no bindings on this machine."""
 
 
 def bindings(cache: Path, folder: Path, version: str, lean: str) -> None:
@@ -21,28 +17,11 @@ def bindings(cache: Path, folder: Path, version: str, lean: str) -> None:
     `lean` is the version of the lean runtime, of the same major version. Wheels are kept in `cache`: 45 MB to
     download, 110 MB unpacked. Raises `Unavailable`.
     """
-    kept = cache / f"{version}-over-{lean}"
-    if not kept.exists():
-        _download(kept, version, lean)
+    wheels = [f"tensorrt-cu12-bindings=={version}", f"tensorrt-lean-cu12-libs=={lean}"]
+    kept = fetch(cache / f"{version}-over-{lean}", wheels)
     folder.mkdir()
     (folder / "tensorrt").symlink_to(kept / "tensorrt_bindings")
     _compile(folder, kept / "tensorrt_lean_libs", version.split(".")[0])
-
-
-def _download(kept: Path, version: str, lean: str) -> None:
-    work = kept.with_name(f"{kept.name}.part")
-    shutil.rmtree(work, ignore_errors=True)
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    command += ["--retries", "0", "--timeout", "5", "--no-deps", "--no-compile", "--only-binary", ":all:"]
-    wheels = [f"tensorrt-cu12-bindings=={version}", f"tensorrt-lean-cu12-libs=={lean}"]
-    command += ["--target", str(work), *wheels]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS_TO_DOWNLOAD)
-    except subprocess.TimeoutExpired as error:
-        raise Unavailable(f"pip did not get the wheels in {SECONDS_TO_DOWNLOAD} s") from error
-    if done.returncode:
-        raise Unavailable(f"pip has no wheels here: {(done.stderr.strip() or done.stdout).splitlines()[-1]}")
-    work.rename(kept)
 
 
 def _compile(folder: Path, lean: Path, major: str) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import Dataset
 
 from tfanet.data.images import logits_to_size, open_image, resize_image, resize_mask
-from tfanet.errors import UserError
+from tfanet.data.tokens import token_rows
 
 if TYPE_CHECKING:
     from tfanet.data.refer import ReferDataset
@@ -26,24 +26,8 @@ def _tokenizer() -> Any:
 
 
 def tokenize(sentences: list[str], length: int, strict: bool = False) -> np.ndarray:
-    """CLIP token ids int64 `[len(sentences), length]`: SOT, the words, EOT, then zeros.
-
-    A sentence of more than `length` tokens, SOT and EOT counted, is cut and ends with EOT. With `strict`
-    it raises `UserError` instead, and so does a sentence without any word.
-    """
-    tokenizer = _tokenizer()
-    tokens = np.zeros((len(sentences), length), dtype=np.int64)
-    for row, sentence in zip(tokens, sentences, strict=True):
-        words = tokenizer.encode(sentence)
-        if strict and not words:
-            raise UserError("the sentence is empty; describe the object in words")
-        if strict and len(words) + 2 > length:
-            raise UserError(
-                f"the sentence has {len(words) + 2} tokens, the model takes {length}: shorten {sentence!r}"
-            )
-        words = words[: length - 2]
-        row[: len(words) + 2] = [tokenizer.sot_token_id, *words, tokenizer.eot_token_id]
-    return tokens
+    """CLIP token ids int64 `[len(sentences), length]` by open_clip's tokenizer: see `token_rows`."""
+    return token_rows(_tokenizer(), sentences, length, strict)
 
 
 class TrainingPairs(Dataset):

@@ -1,0 +1,37 @@
+"""Packages of the public index that tests need and the project does not, unpacked into the tests' cache."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+SECONDS_TO_DOWNLOAD = 180
+
+
+class Unavailable(Exception):
+    """Why a package is not to be had on this machine."""
+
+
+def fetch(folder: Path, packages: Sequence[str]) -> Path:
+    """Unpack wheels, each given as `name==version` and without what it depends on, into `folder`, once.
+
+    Raises `Unavailable`.
+    """
+    if folder.exists():
+        return folder
+    work = folder.with_name(f"{folder.name}.part")
+    shutil.rmtree(work, ignore_errors=True)
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    command += ["--retries", "0", "--timeout", "5", "--no-deps", "--no-compile", "--only-binary", ":all:"]
+    command += ["--target", str(work), *packages]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS_TO_DOWNLOAD)
+    except subprocess.TimeoutExpired as error:
+        raise Unavailable(f"pip did not get the wheels in {SECONDS_TO_DOWNLOAD} s") from error
+    if done.returncode:
+        raise Unavailable(f"pip has no wheels here: {(done.stderr.strip() or done.stdout).splitlines()[-1]}")
+    work.rename(folder)
+    return folder

@@ -1,0 +1,55 @@
+"""Engines small enough to serve in a moment: an ONNX file of a few nodes, and plans that are only played."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from tfanet.config import PRESETS, TFANetConfig
+from tfanet_engines import Sidecar
+from tfanet_engines.onnx_file import CONFIG_KEY
+from tfanet_engines.sidecar import model_sha256
+
+CONFIG = dataclasses.replace(PRESETS["tiny"], image_size=32, token_length=5)
+GRAPH = """<ir_version: 10, opset_import: ["": 20]>
+small (uint8[batch, 32, 32, 3] image, int64[batch, 5] tokens) => (float[batch, 32, 32] mask_logits) {
+    values = Cast <to: int = 1> (image)
+    last = Constant <value_ints: ints = [-1]> ()
+    grey = ReduceMean <keepdims: int = 0> (values, last)
+    total = ReduceSum (tokens, last)
+    byte = Constant <value_int: int = 256> ()
+    rest = Mod (total, byte)
+    row = Constant <value_ints: ints = [2]> ()
+    level = Unsqueeze (rest, row)
+    threshold = Cast <to: int = 1> (level)
+    mask_logits = Sub (grey, threshold)
+}"""
+"""The mean over RGB, less the sum of the tokens modulo 256: both inputs decide on the mask."""
+
+
+def write_onnx(path: Path) -> Path:
+    """`GRAPH` as an ONNX file with its sidecar; images 32 x 32, five tokens."""
+    model = onnx.parser.parse_model(GRAPH)
+    onnx.helper.set_model_props(model, {CONFIG_KEY: CONFIG.to_json()})
+    onnx.save(model, path)
+    describe(path, kind="onnx", builder="torch.onnx", builder_version="2.14")
+    return path
+
+
+def write_plan(path: Path, capability: str, config: TFANetConfig = CONFIG, **fields: Any) -> Path:
+    """A file that is no plan, with the sidecar of one; `fields` are the sidecar's."""
+    path.write_bytes(f"plan for {capability}".encode())
+    values = {"builder": "tensorrt", "builder_version": "10.13.3.9", "batch": (1, 2, 4)} | fields
+    describe(path, config, kind="plan", compute_capability=capability, **values)
+    return path
+
+
+def describe(path: Path, config: TFANetConfig = CONFIG, **fields: Any) -> None:
+    """Write the sidecar of a file as it is now."""
+    digest = model_sha256(path)
+    values = {"weights_sha256": "ab" * 32, "precision": "fp16", "onnx_sha256": digest} | fields
+    cost = {"seconds": 1.0}
+    Sidecar.of(config, proof={}, file_sha256=digest, rebuild="make it again", cost=cost, **values).write(path)
