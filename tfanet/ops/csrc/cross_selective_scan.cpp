@@ -161,8 +161,8 @@ void run_part(const CrossScan& scan, int64_t part) {
 
 }  // namespace tfanet
 
-// For PyTorch, by ctypes: the whole scan on `threads` threads. Returns 0, or 1 where memory runs out; the caller
-// checks the sizes.
+// For PyTorch, by ctypes: the whole scan on `threads` threads. The caller checks the sizes. Returns 0, or 1
+// where memory runs out.
 extern "C" __attribute__((visibility("default"))) int tfanet_cross_selective_scan(
     const float* x, const float* p, const float* dt_weight, const float* A, const float* D,
     const float* delta_bias, float* y, int64_t batch, int64_t height, int64_t width, int64_t channels,
