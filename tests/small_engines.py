@@ -43,7 +43,7 @@ def write_plan(path: Path, capability: str, config: TFANetConfig = CONFIG, **fie
     """A file that is no plan, with the sidecar of one; `fields` are the sidecar's."""
     path.write_bytes(f"plan for {capability}".encode())
     values = {"builder": "tensorrt", "builder_version": "10.13.3.9", "batch": (1, 2, 4)} | fields
-    describe(path, config, kind="plan", compute_capability=capability, **values)
+    describe(path, config, kind="plan", compute_capabilities=[capability], **values)
     return path
 
 

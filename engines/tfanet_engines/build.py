@@ -69,7 +69,7 @@ def build_plan(
 ) -> BuildReport:
     """Build `plan_path` and its sidecar from an ONNX file that `tfanet-export onnx` wrote.
 
-    `backend` is `tensorrt-rtx` (for any GPU of `targets.CAPABILITIES`, none needed here), `tensorrt` (for
+    `backend` is `tensorrt-rtx` (for any GPU of `targets.RTX_CAPABILITIES`, none needed here), `tensorrt` (for
     the GPU of this machine) or `auto`. `target` is a GPU's name or an sm number. `rebuild` is the command
     that the sidecar names; by default one that calls this function.
 
@@ -103,7 +103,7 @@ def build_plan(
         | {"plugin_layers": len(plugins), "parity_of_the_onnx_file": onnx_parity},
         builder=trt.__name__,
         builder_version=trt.__version__,
-        compute_capability=capability,
+        compute_capabilities=[capability],
         batch=batch,
         onnx_sha256=source.sha256,
         file_sha256=sha256(plan_path),

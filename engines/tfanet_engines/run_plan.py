@@ -11,7 +11,7 @@ from tfanet.errors import UserError
 from tfanet.signature import signature_of
 from tfanet_engines.engine import Engine
 from tfanet_engines.sidecar import Sidecar
-from tfanet_engines.targets import sm
+from tfanet_engines.targets import fits, sm
 from tfanet_engines.trt_api import MODULES, load_backend, make_logger
 
 if TYPE_CHECKING:
@@ -86,16 +86,16 @@ def _check_machine(file: Path, sidecar: Sidecar) -> torch.device:
     """The GPU to use; `UserError` when there is none of the generation that the plan was built for."""
     import torch
 
-    wanted = sidecar.compute_capability
-    if sidecar.kind != "plan" or wanted is None:
+    if sidecar.kind != "plan" or not sidecar.compute_capabilities:
         raise UserError(f"the sidecar of {file} describes no plan; {sidecar.remedy}")
+    wanted = ", ".join(sidecar.compute_capabilities)
     if not torch.cuda.is_available():
         raise UserError(
             f"{file} needs an NVIDIA GPU of compute capability {wanted}, and this machine has none; "
             "run the .onnx or .safetensors file here"
         )
     found = "{}.{}".format(*torch.cuda.get_device_capability())
-    if found != wanted:
+    if not fits(found, sidecar.compute_capabilities):
         raise UserError(
             f"{file} was built for compute capability {wanted}, {torch.cuda.get_device_name()} has {found}; "
             f"{sidecar.remedy}, with target {sm(found)}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 import types
 import typing
 from collections.abc import Sequence
@@ -21,7 +22,7 @@ from tfanet.errors import UserError
 from tfanet.files import require_file, sha256, write_json
 from tfanet.signature import signature_of
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 MEAN_STD = "the graph subtracts ImageNet's mean and divides by its deviation"
 
 
@@ -40,8 +41,10 @@ class Sidecar:
     builder: str
     """The program that wrote the file: `torch.onnx`, `tensorrt_rtx` or `tensorrt`."""
     builder_version: str
-    compute_capability: str | None
-    """The GPU generation a plan is for, as `8.9`; None for an ONNX file."""
+    compute_capabilities: list[str] | None
+    """The GPU generations a plan is for (`tfanet_engines.targets.fits`); None for an ONNX file."""
+    version_compatible: bool
+    """Whether other versions of the builder's library open the plan too."""
     batch: list[int] | None
     """Smallest, usual and largest batch of a plan; None for an ONNX file, which takes any."""
     onnx_sha256: str
@@ -72,7 +75,8 @@ class Sidecar:
         file_sha256: str,
         rebuild: str,
         cost: dict[str, Any],
-        compute_capability: str | None = None,
+        compute_capabilities: Sequence[str] | None = None,
+        version_compatible: bool = False,
         batch: Sequence[int] | None = None,
         parity: dict[str, Any] | None = None,
     ) -> Sidecar:
@@ -86,7 +90,8 @@ class Sidecar:
             proof=proof,
             builder=builder,
             builder_version=builder_version,
-            compute_capability=compute_capability,
+            compute_capabilities=None if compute_capabilities is None else [*compute_capabilities],
+            version_compatible=version_compatible,
             batch=None if batch is None else [*batch],
             onnx_sha256=onnx_sha256,
             file_sha256=file_sha256,
@@ -189,6 +194,9 @@ def _problem(values: dict[str, Any]) -> str | None:
     wrong = [name for name, hint in hints.items() if not _fits(values[name], hint)]
     if not wrong and (batch := values["batch"]) is not None:
         wrong = [] if len(batch) == 3 and 1 <= batch[0] <= batch[1] <= batch[2] else ["batch"]
+    if not wrong and (wanted := values["compute_capabilities"]) is not None:
+        well_formed = wanted and all(re.fullmatch(r"\d+\.\d\+?", entry) for entry in wanted)
+        wrong = [] if well_formed else ["compute_capabilities"]
     return f"wrong values in {wrong}" if wrong else None
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from tfanet.errors import UserError
 
-CAPABILITIES: dict[str, tuple[str, ...]] = {
+RTX_CAPABILITIES: dict[str, tuple[str, ...]] = {
     "8.0": ("a100", "a30"),
     "8.6": ("rtx3050", "rtx3060", "rtx3070", "rtx3080", "rtx3090", "a10", "a40", "rtxa6000"),
     "8.9": ("rtx4050", "rtx4060", "rtx4070", "rtx4080", "rtx4090", "l4", "l40", "l40s"),
@@ -24,11 +26,26 @@ def compute_capability(target: str) -> str:
     for noise in (" ", "-", "_", "nvidia", "geforce", "super", "laptop"):
         name = name.replace(noise, "")
     plain = name.removesuffix("ti")
-    for capability, gpus in CAPABILITIES.items():
+    for capability, gpus in RTX_CAPABILITIES.items():
         if plain in gpus or name in (capability, sm(capability)):
             return capability
-    known = "; ".join(f"{sm(capability)}: {', '.join(gpus)}" for capability, gpus in CAPABILITIES.items())
+    known = "; ".join(f"{sm(capability)}: {', '.join(gpus)}" for capability, gpus in RTX_CAPABILITIES.items())
     raise UserError(f"unknown target GPU {target!r}; give one of these names or sm numbers: {known}")
+
+
+def fits(capability: str, wanted: Iterable[str]) -> bool:
+    """Whether a plan for `wanted` runs on a GPU of `capability`, `8.9` for one.
+
+    Each of `wanted` is a capability, `8.9`, or that and every newer one, `8.0+`.
+    """
+    here = _numbers(capability)
+    return any(
+        here >= _numbers(entry[:-1]) if entry.endswith("+") else here == _numbers(entry) for entry in wanted
+    )
+
+
+def _numbers(capability: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in capability.split("."))
 
 
 def sm(capability: str) -> str:

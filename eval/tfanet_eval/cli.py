@@ -23,8 +23,9 @@ _PARITY = ("Δ mIoU", "max logit error", "mask agreement")
 _SHEET_CELLS = 12
 
 
-@app.command()
+@app.callback(invoke_without_command=True)
 def evaluate_engine(
+    context: typer.Context,
     engine: Annotated[
         Path | None, typer.Option(help="What to evaluate [the bundled tiny checkpoint].")
     ] = None,
@@ -52,6 +53,8 @@ def evaluate_engine(
     sheet: Annotated[Path | None, typer.Option(help="Write a picture of sampled predictions here.")] = None,
 ) -> None:
     """Report mIoU, oIoU, P@X and time, and check the engine against its PyTorch reference."""
+    if context.invoked_subcommand is not None:
+        return
     from tfanet.files import require_writable, write_json
     from tfanet.pictures import require_picture
 

@@ -16,7 +16,7 @@ from tfanet_engines import trt_api
 from tfanet_engines.build import build_plan
 from tfanet_engines.onnx_file import read_onnx
 from tfanet_engines.sidecar import Sidecar, sidecar_path
-from tfanet_engines.targets import CAPABILITIES, compute_capability
+from tfanet_engines.targets import RTX_CAPABILITIES, compute_capability, fits
 
 pytest.importorskip("tensorrt_rtx")
 
@@ -44,7 +44,7 @@ def test_a_plan_and_what_is_said_of_it(tmp_path, small_onnx, small_config, half)
     sidecar = Sidecar.read(report.plan)
     sidecar.check_file(report.plan)
     assert sidecar.model_config() == small_config
-    assert (sidecar.precision, sidecar.compute_capability) == (report.precision, "8.9")
+    assert (sidecar.precision, sidecar.compute_capabilities) == (report.precision, ["8.9"])
     assert (sidecar.onnx_sha256, sidecar.weights_sha256) == (sha256(source), "ef" * 32)
     assert sidecar.proof["half_weight_share"] == report.proof.half_weight_share
     assert "build_plan(" in sidecar.rebuild
@@ -53,12 +53,12 @@ def test_a_plan_and_what_is_said_of_it(tmp_path, small_onnx, small_config, half)
 @pytest.mark.parametrize("target", ["sm80", "rtx3090", "rtx5090"])
 def test_other_targets_give_other_plans(tmp_path, onnx_file, target):
     report = build_plan(onnx_file, tmp_path / "other.plan", target=target)
-    assert Sidecar.read(report.plan).compute_capability == compute_capability(target) != "8.9"
+    assert Sidecar.read(report.plan).compute_capabilities == [compute_capability(target)] != ["8.9"]
 
 
 def test_the_builders_error_is_shown_in_full(tmp_path, onnx_file, monkeypatch):
     """Turing, which the list of targets leaves out for this very reason."""
-    monkeypatch.setitem(CAPABILITIES, "7.5", ())
+    monkeypatch.setitem(RTX_CAPABILITIES, "7.5", ())
     with pytest.raises(VerificationError, match=r"cannot build .*Turing.*FP32 GEMM is not supported"):
         build_plan(onnx_file, tmp_path / "model.plan", target="sm75")
     assert left_behind(tmp_path) == []
@@ -269,10 +269,26 @@ def test_names_of_gpus(name, capability):
     assert compute_capability(name) == capability
 
 
+@pytest.mark.parametrize(
+    ("capability", "wanted", "runs"),
+    [
+        ("8.9", ["8.9"], True),
+        ("8.9", ["8.6", "8.9"], True),
+        ("8.9", ["8.6"], False),
+        ("12.0", ["8.0+"], True),
+        ("10.0", ["9.0+"], True),
+        ("8.9", ["9.0+"], False),
+        ("8.0", ["8.0+"], True),
+    ],
+)
+def test_which_gpus_a_plan_is_for(capability, wanted, runs):
+    assert fits(capability, wanted) is runs
+
+
 def test_every_capability_is_one_of_the_builders():
     import tensorrt_rtx
 
-    known = {f"sm{capability.replace('.', '')}".upper() for capability in CAPABILITIES}
+    known = {f"sm{capability.replace('.', '')}".upper() for capability in RTX_CAPABILITIES}
     assert known == set(tensorrt_rtx.ComputeCapability.__members__) - {"NONE", "CURRENT", "SM75"}
 
 

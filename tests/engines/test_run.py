@@ -50,7 +50,7 @@ def plan(tmp_path, small_config):
 def write_sidecar(path, config, **fields):
     values = {
         "kind": "plan", "weights_sha256": None, "precision": "fp16", "proof": {}, "builder": "tensorrt_rtx",
-        "builder_version": "1.7.1.116", "compute_capability": "8.9", "onnx_sha256": "cd" * 32,
+        "builder_version": "1.7.1.116", "compute_capabilities": ["8.9"], "onnx_sha256": "cd" * 32,
         "file_sha256": sha256(path), "rebuild": "tfanet-export trt --fp16", "cost": {"seconds": 1.0},
     }  # fmt: skip
     Sidecar.of(config, **(values | fields)).write(path)
@@ -170,7 +170,7 @@ def test_a_truncated_checkpoint_is_refused(tmp_path, checkpoint):
 
 def test_the_sidecar_has_the_config_where_the_onnx_file_lost_it(tmp_path, small_onnx, small_config):
     path = small_onnx(tmp_path / "model.onnx", metadata=False)
-    write_sidecar(path, small_config, kind="onnx", compute_capability=None)
+    write_sidecar(path, small_config, kind="onnx", compute_capabilities=None)
     with open_engine(path) as engine:
         assert engine.config == small_config
 
@@ -201,7 +201,7 @@ def test_a_plan_without_a_gpu(plan, monkeypatch):
 
 
 BAD_PLANS = [
-    pytest.param({"compute_capability": "12.0"}, r"capability 12\.0, .*4090 has 8\.9", id="other-gpu"),
+    pytest.param({"compute_capabilities": ["12.0"]}, r"capability 12\.0, .*4090 has 8\.9", id="other-gpu"),
     pytest.param({"builder_version": "1.5.0.1"}, r"built by tensorrt_rtx 1\.5\.0\.1, and 1\.7", id="version"),
     pytest.param({"builder": "openvino"}, "built by 'openvino'", id="builder"),
     pytest.param({"kind": "onnx"}, "describes no plan", id="kind"),

@@ -24,7 +24,7 @@ def plan(tmp_path):
         proof={"half_weight_share": 0.99},
         builder="tensorrt_rtx",
         builder_version="1.7.1",
-        compute_capability="8.9",
+        compute_capabilities=["8.9"],
         batch=(1, 1, 8),
         onnx_sha256="cd" * 32,
         file_sha256=sha256(path),
@@ -70,7 +70,7 @@ BAD = [
     pytest.param(lambda text: "[" * 100_000, "no JSON", id="nested"),
     pytest.param(lambda text: "[1, 2]", "no sidecar", id="a-list"),
     pytest.param(lambda text: "{}", "no sidecar", id="empty-object"),
-    pytest.param(changed(format_version=4), "format version 4", id="newer-version"),
+    pytest.param(changed(format_version=5), "format version 5", id="newer-version"),
     pytest.param(without("onnx_sha256"), "missing fields.*onnx_sha256", id="missing-field"),
     pytest.param(changed(colour="red"), "unknown fields.*colour", id="unknown-field"),
     pytest.param(changed(file_sha256=7), "wrong values.*file_sha256", id="number-for-text"),
@@ -81,6 +81,9 @@ BAD = [
     pytest.param(changed(batch=[1, 8]), "wrong values.*batch", id="batch-of-two"),
     pytest.param(changed(batch=[1, 8, 4]), "wrong values.*batch", id="batch-not-in-order"),
     pytest.param(changed(batch=[1, 1, 8.5]), "wrong values.*batch", id="batch-of-fractions"),
+    pytest.param(changed(compute_capabilities=[]), "wrong values.*compute_cap", id="for-no-gpu"),
+    pytest.param(changed(compute_capabilities=["8.0", "sm"]), "wrong values.*compute_cap", id="no-number"),
+    pytest.param(changed(version_compatible=None), "wrong values.*version_comp", id="none-for-a-truth-value"),
     pytest.param(changed(config={"image_size": 480}), "does not fit this version", id="foreign-config"),
 ]
 

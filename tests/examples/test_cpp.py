@@ -78,7 +78,7 @@ def plan(tmp_path) -> Path:
     """A plan of the stand-in, with its sidecar."""
     path = tmp_path / "small.plan"
     path.write_text(f"{CONFIG.image_size} {CONFIG.token_length}")
-    describe(path, kind="plan", compute_capability="8.9", builder="tensorrt", builder_version="10.13.3.9")
+    describe(path, kind="plan", compute_capabilities=["8.9"], builder="tensorrt", builder_version="10.13.3.9")
     return path
 
 

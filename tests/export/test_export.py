@@ -242,7 +242,7 @@ def test_command_line_onnx_to_plan(exported, tmp_path):
     assert "of the weights" in result.output
     sidecar = Sidecar.read(out)
     sidecar.check_file(out)
-    assert sidecar.compute_capability == "8.9"
+    assert sidecar.compute_capabilities == ["8.9"]
     assert sidecar.proof["half_weight_share"] > 0.99
     network = Sidecar.read(out.with_name("model.plan.onnx"))
     assert sidecar.onnx_sha256 == network.file_sha256

@@ -106,6 +106,7 @@ def test_what_cannot_be_served_is_refused(small_engine, tmp_path):
     swapped = write_plan(tmp_path / "swapped.plan", "8.9")
     sidecar_path(swapped).write_text(sidecar_path(small_engine).read_text())
     swapped.write_bytes(small_engine.read_bytes())
+    ranged = write_plan(tmp_path / "ranged.plan", "8.0+")
     other_config = write_plan(tmp_path / "c.plan", "8.6", dataclasses.replace(CONFIG, image_size=64))
     cases = [
         ([weights], r"must be an \.onnx or a \.plan file", {}),
@@ -115,6 +116,7 @@ def test_what_cannot_be_served_is_refused(small_engine, tmp_path):
         ([swapped], "of kind onnx; make it again", {}),
         ([small_engine, plan], "alone, or plans only", {}),
         ([plan, small_engine], "another kind than", {}),
+        ([ranged], r"is for compute capabilities 8\.0\+, and Triton chooses a plan by a single one", {}),
         ([plan, same], "both for compute capability 8.9; give one plan a GPU", {}),
         ([plan, other_config], "another config than .*serve them as two models", {}),
         (

@@ -13,7 +13,7 @@ from tfanet.ops import linear_cross_attention, selective_scan
 from tfanet.training.loop import TrainingOptions, train
 from tfanet.weights import bundled
 from tfanet_engines import build_plan, check, compare_logits, open_engine
-from tfanet_engines.targets import CAPABILITIES
+from tfanet_engines.targets import RTX_CAPABILITIES
 from tfanet_export import export_onnx
 from tfanet_export.export import retarget, verification_pairs
 
@@ -84,7 +84,7 @@ def test_onnx_runtime_cuda(pairs, precision, tmp_path):
 @pytest.mark.parametrize("backend", ["tensorrt-rtx", pytest.param("tensorrt", marks=pytest.mark.tensorrt)])
 def test_plan(pairs, tmp_path, backend):
     capability = "{}.{}".format(*torch.cuda.get_device_capability())
-    if capability not in CAPABILITIES:
+    if capability not in RTX_CAPABILITIES:
         pytest.skip(f"plans are not built for compute capability {capability}")
     onnx, plan = tmp_path / "model.onnx", tmp_path / "model.plan"
     export_onnx(tfanet.load_model(bundled("tiny")), onnx, fp16=True)

@@ -16,6 +16,7 @@ from tfanet.errors import UserError
 from tfanet.files import atomic_folder
 from tfanet.signature import MAX_BATCH
 from tfanet_engines.sidecar import Sidecar, external_data_path, sidecar_path
+from tfanet_engines.targets import sm
 from tfanet_export.triton_server.config import WARMUP_TOKENS, client_config, core_config
 
 COPIED = (
@@ -143,14 +144,26 @@ def _file_names(engines: Sequence[_Engine], backend: str) -> dict[Path, str]:
         return {engines[0].path: "model.onnx"}
     names: dict[str, Path] = {}
     for path, sidecar in ((engine.path, engine.sidecar) for engine in engines):
-        name = f"sm{(sidecar.compute_capability or '').replace('.', '')}.plan"
+        capability = _capability(path, sidecar)
+        name = f"{sm(capability)}.plan"
         if name in names:
             raise UserError(
-                f"{path} and {names[name]} are both for compute capability {sidecar.compute_capability}; "
-                "give one plan a GPU"
+                f"{path} and {names[name]} are both for compute capability {capability}; give one plan a GPU"
             )
         names[name] = path
     return {path: name for name, path in names.items()}
+
+
+def _capability(path: Path, sidecar: Sidecar) -> str:
+    """The one compute capability a plan is for: Triton looks a GPU's own up and knows no ranges."""
+    match sidecar.compute_capabilities:
+        case [capability] if not capability.endswith("+"):
+            return capability
+        case wanted:
+            raise UserError(
+                f"{path} is for compute capabilities {', '.join(wanted or ['unknown'])}, and Triton chooses "
+                "a plan by a single one; build a plan for each GPU"
+            )
 
 
 def _write_core(
@@ -161,7 +174,7 @@ def _write_core(
     names = _file_names(engines, backend)
     for path, name in names.items():
         _copy_engine(path, version / name)
-    plans = {e.sidecar.compute_capability or "": names[e.path] for e in engines if backend == "tensorrt"}
+    plans = {_capability(e.path, e.sidecar): names[e.path] for e in engines} if backend == "tensorrt" else {}
     text = core_config(
         folder.name, config, backend=backend, max_batch=max_batch, plans=plans, note=_note(engines)
     )
