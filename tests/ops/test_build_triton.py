@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from pathlib import Path
 
 import pytest
 
@@ -14,13 +15,20 @@ pytest.importorskip("triton")
 interpreted = os.environ.get("TRITON_INTERPRET") == "1"
 compiles = pytest.mark.skipif(interpreted, reason="Triton's interpreter has no compiler")
 
-DEPLOYED = (
-    "scan 14400 x 256",
-    "attention",
-    "2-D scan chunks 120 x 120 x 256",
-    "2-D scan columns 120 x 120 x 256",
-)
-"""Compiled for every architecture; the others, by sizes and gradients many, for one that differs most."""
+KERNELS = {
+    "selective_scan": ("scan 14400 x 256", "scan 225 x 2048", "scan 900 x 1024, N = 16"),
+    "selective_scan_starts": ("scan starts 14400 x 256",),
+    "selective_scan_backward": ("scan backward 14400 x 256", "scan backward 900 x 1024, N = 16"),
+    "linear_cross_attention": ("attention",),
+    "products": ("attention products", "attention products of units"),
+    "attend": ("attention of products",),
+    "query_gradient": ("attention dq",),
+    "key_value_gradient": ("attention dk, dv",),
+    "chunk": ("2-D scan chunks 120 x 120 x 256",),
+    "start": ("2-D scan starts 120 x 120 x 256",),
+    "merge": ("2-D scan rows 15 x 15 x 2048", "2-D scan columns 120 x 120 x 256"),
+}
+"""Every kernel at the sizes, of all those in `cases`, that differ most."""
 MAX_SHARED = 48 * 1024
 
 
@@ -37,28 +45,25 @@ def check(made, capability):
     assert made.scratch == 0
 
 
+def test_every_kernel_is_among_them(cases):
+    kernels = {name: case.kernel.__name__.removesuffix("_kernel") for name, case in cases.items()}
+    assert {name: kernels[name] for names in KERNELS.values() for name in names} == {
+        name: kernel for kernel, names in KERNELS.items() for name in names
+    }
+    assert set(kernels.values()) == KERNELS.keys()
+    files = Path(triton_build.__file__).parent.glob("*_triton.py")
+    defined = {name for file in files for name in re.findall(r"^def (\w+)_kernel\(", file.read_text(), re.M)}
+    assert defined == KERNELS.keys()
+
+
 @compiles
 @pytest.mark.parametrize("capability", triton_build.CAPABILITIES)
-@pytest.mark.parametrize("name", DEPLOYED)
-def test_deployed_kernels_on_every_architecture(name, capability, cases, record_property):
+@pytest.mark.parametrize("name", [name for names in KERNELS.values() for name in names])
+def test_kernels_on_every_architecture(name, capability, cases, record_property):
     made = triton_build.build(cases[name], capability)
     record_property("registers", made.registers)
     record_property("shared", made.shared)
     check(made, capability)
-
-
-@compiles
-@pytest.mark.parametrize(
-    "name",
-    [
-        "scan 225 x 2048", "scan 900 x 1024, N = 16", "scan starts 14400 x 256", "scan backward 14400 x 256",
-        "scan backward 900 x 1024, N = 16", "attention products", "attention products of units",
-        "attention of products", "attention dq", "attention dk, dv", "2-D scan rows 15 x 15 x 2048",
-        "2-D scan starts 120 x 120 x 256",
-    ],
-)  # fmt: skip
-def test_the_other_kernels(name, cases):
-    check(triton_build.build(cases[name], 90), 90)
 
 
 @compiles

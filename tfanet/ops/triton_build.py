@@ -178,6 +178,10 @@ def _cross_scan(side: int, channels: int, rank: int, half: str) -> Iterator[Case
 
 def main() -> None:
     """Print the table."""
+    import triton
+
+    sys.stdout.write(f"Triton {triton.__version__}, activations FP16. Registers and bytes spilled a thread, ")
+    sys.stdout.write("bytes of shared and of scratch memory a block\n")
     header = ("kernel", "sm", "warps", "registers", "spilled", "shared", "scratch")
     rows: list[tuple[str, ...]] = [header]
     for case in cases():
