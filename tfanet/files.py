@@ -16,8 +16,10 @@ from tfanet.errors import UserError
 
 
 @contextmanager
-def atomic_path(final: str | Path) -> Iterator[Path]:
+def atomic_path(final: str | Path, mode: int = 0o644) -> Iterator[Path]:
     """Yield a temporary path beside `final`; on success flush it to disk and rename it to `final`.
+
+    `mode` are the permissions of the file.
 
     On any error, Ctrl-C included, the temporary file is removed and `final` is left as it was.
     Raises `UserError` where the folder cannot be made or written.
@@ -31,7 +33,7 @@ def atomic_path(final: str | Path) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
-        temporary.chmod(0o644)
+        temporary.chmod(mode)
         temporary.replace(final)
     except OSError as error:
         raise UserError(f"cannot write {final}: {error.strerror or error}") from error

@@ -15,6 +15,7 @@ from tfanet.console import peak_memory
 from tfanet.errors import UserError, VerificationError
 from tfanet.files import atomic_path, require_writable, sha256
 from tfanet.signature import BATCH, MAX_BATCH, Signature, signature_of
+from tfanet_engines import trust
 from tfanet_engines.onnx_file import OnnxFile, read_onnx, with_plugin_bodies
 from tfanet_engines.sidecar import Sidecar
 from tfanet_engines.targets import compute_capability, sm
@@ -82,6 +83,7 @@ def build_plan(
         raise UserError(f"batch must be 1 <= smallest <= optimal <= largest <= {MAX_BATCH}, not {batch}")
     plan_path = Path(plan_path)
     require_writable(plan_path)
+    trust.require_usable()
     source = read_onnx(onnx_path)
     name, trt = load_backend(backend)
     start = time.perf_counter()
@@ -115,6 +117,7 @@ def build_plan(
         },
         rebuild=rebuild or _rebuild_command(source.path, plan_path, name, target, batch),
     )
+    trust.remember(sidecar.file_sha256)
     return BuildReport(
         plan=plan_path,
         sidecar=sidecar.write(plan_path),

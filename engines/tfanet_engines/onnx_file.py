@@ -21,6 +21,7 @@ CONFIG_KEY = "tfanet.config"
 """The key of `ModelProto.metadata_props` whose value is `TFANetConfig.to_json()`."""
 WEIGHTS_KEY = "tfanet.weights_sha256"
 """The same for `tfanet.checkpoint.weights_sha256`."""
+LONGEST_REASON = 300
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,30 @@ def config_of(path: Path, metadata: dict[str, str]) -> TFANetConfig:
         return TFANetConfig.from_json(metadata[CONFIG_KEY])
     if sidecar_path(path).exists():
         return Sidecar.read(path).model_config()
-    raise UserError(f"{path} was not exported by tfanet (no {CONFIG_KEY} in it); use tfanet-export onnx")
+    raise _foreign(path)
+
+
+def _foreign(path: Path) -> UserError:
+    return UserError(f"{path} was not exported by tfanet (no {CONFIG_KEY} in it); use tfanet-export onnx")
+
+
+def check_structure(path: Path) -> None:
+    """Raise `UserError` unless the file is ONNX by the standard's own checker.
+
+    For files that nobody vouches for: a runtime's parser is native code, and the checker refuses most damage
+    before it gets there.
+    """
+    import onnx
+
+    proto = _load(path)
+    if not any(entry.key == CONFIG_KEY for entry in proto.metadata_props):
+        raise _foreign(path)
+    del proto
+    try:
+        onnx.checker.check_model(str(path))
+    except (onnx.checker.ValidationError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:LONGEST_REASON]
+        raise UserError(f"{path} is no valid ONNX file: {reason}; export it again") from error
 
 
 def _load(path: Path) -> onnx.ModelProto:

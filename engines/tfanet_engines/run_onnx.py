@@ -1,10 +1,10 @@
-"""Run an ONNX file in ONNX Runtime, on the CPU or a CUDA GPU."""
+"""Run an ONNX file in ONNX Runtime, on the CPU or a GPU."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,16 +12,20 @@ from tfanet.config import TFANetConfig
 from tfanet.errors import UserError
 from tfanet.signature import signature_of
 from tfanet_engines.engine import Engine
-from tfanet_engines.onnx_file import config_of
+from tfanet_engines.onnx_file import check_structure, config_of
+from tfanet_engines.ort_session import CPU, one_line, open_session
 from tfanet_engines.sidecar import Sidecar, sidecar_path
 
-CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
-QUIET = 4
-"""ONNX Runtime's severity of fatal errors: what it has to say otherwise comes back as an exception."""
+if TYPE_CHECKING:
+    import torch
 
 
 class OnnxEngine(Engine):
-    """See `Engine`."""
+    """See `Engine`. One session serves every thread: ONNX Runtime's own memory is one arena.
+
+    A file with a sidecar is the one that was verified, byte for byte. Any other is parsed and checked outside
+    the runtime first.
+    """
 
     kind = "onnx"
 
@@ -30,68 +34,59 @@ class OnnxEngine(Engine):
     ) -> None:
         if sidecar_path(file).exists():
             Sidecar.read(file).check_file(file)
-        self._session = _session(file, list(providers) if providers is not None else None, threads, native)
-        config = config_of(file, self._session.get_modelmeta().custom_metadata_map)
-        _check_names(file, self._session, config)
-        used = self._session.get_providers()[0].removesuffix("ExecutionProvider")
-        super().__init__(file, config, f"ONNX Runtime, {used}")
+        else:
+            check_structure(file)
+        self._session = open_session(file, providers, threads, native=native)
+        with one_line(f"{file} is altered"):
+            metadata = self._session.get_modelmeta().custom_metadata_map
+            found = [x.name for x in (*self._session.get_inputs(), *self._session.get_outputs())]
+        config = config_of(file, metadata)
+        _check_names(file, found, config)
+        provider = self._session.get_providers()[0]
+        device = "cpu" if provider == CPU else _current_gpu()
+        super().__init__(file, config, f"ONNX Runtime, {provider.removesuffix('ExecutionProvider')}", device)
 
     def _infer(self, images: np.ndarray, tokens: np.ndarray) -> np.ndarray:
         signature = signature_of(self.config)
         feed = {signature.image.name: images, signature.tokens.name: tokens}
-        return self._session.run([signature.mask_logits.name], feed)[0]
+        with one_line(f"{self.name} failed"):
+            return self._session.run([signature.mask_logits.name], feed)[0]
+
+    def _infer_tensors(self, images: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        import torch
+
+        if self.device == "cpu":
+            return torch.from_numpy(self._infer(images.numpy(), tokens.numpy()))
+        signature = signature_of(self.config)
+        shape = len(images), *(int(n) for n in signature.mask_logits.shape[1:])
+        logits = torch.empty(shape, dtype=torch.float32, device=images.device)
+        with one_line(f"{self.name} failed"):
+            binding = self._session.io_binding()
+            for bind, spec, tensor in (
+                (binding.bind_input, signature.image, images),
+                (binding.bind_input, signature.tokens, tokens),
+                (binding.bind_output, signature.mask_logits, logits),
+            ):
+                kind = np.dtype(spec.dtype).type
+                bind(spec.name, "cuda", images.device.index, kind, [*tensor.shape], tensor.data_ptr())
+            # ONNX Runtime computes on a stream of its own.
+            torch.cuda.current_stream(images.device).synchronize()
+            self._session.run_with_iobinding(binding)
+            binding.synchronize_outputs()
+        return logits
 
     def _free(self) -> None:
         del self._session
 
 
-def _session(file: Path, providers: list[str] | None, threads: int | None, native: bool) -> Any:
-    import onnxruntime
-    from onnxruntime.capi import onnxruntime_pybind11_state as state  # pyright: ignore[reportAttributeAccessIssue]
+def _current_gpu() -> str:
+    import torch
 
-    from tfanet.ops.native import library
-
-    wanted = _providers(onnxruntime, providers)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = QUIET
-    if threads is not None:
-        options.intra_op_num_threads = threads
-    if native and wanted[0] == CPU and (kernels := library()):
-        options.register_custom_ops_library(str(kernels))
-    settings = [(name, {"use_tf32": "0"} if name == CUDA else {}) for name in wanted]
-    refusals = (
-        state.Fail, state.InvalidArgument, state.InvalidGraph, state.InvalidProtobuf, state.NotImplemented,
-        state.NoSuchFile, state.RuntimeException, state.EPFail,
-    )  # fmt: skip
-    try:
-        session = onnxruntime.InferenceSession(str(file), options, settings)
-    except refusals as error:
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"{file} is truncated or no ONNX file that ONNX Runtime runs: {reason}") from error
-    if session.get_providers()[0] != wanted[0]:
-        raise UserError(f"ONNX Runtime cannot use {wanted[0]} on this machine; give {CPU}")
-    return session
+    return f"cuda:{torch.cuda.current_device()}"
 
 
-def _providers(onnxruntime: Any, asked: list[str] | None) -> list[str]:
-    """The providers to use; `UserError` when one that was asked for is not installed."""
-    available = onnxruntime.get_available_providers()
-    if asked is None:
-        import torch
-
-        asked = [CUDA, CPU] if CUDA in available and torch.cuda.is_available() else [CPU]
-    unknown = [name for name in asked if name not in available]
-    if unknown or not asked:
-        raise UserError(f"ONNX Runtime has no provider {', '.join(unknown)}; it has {', '.join(available)}")
-    if CUDA in asked:
-        # PyTorch brings the CUDA libraries; without this ONNX Runtime looks for them on the system's path.
-        onnxruntime.preload_dlls()
-    return asked
-
-
-def _check_names(file: Path, session: Any, config: TFANetConfig) -> None:
+def _check_names(file: Path, found: list[str], config: TFANetConfig) -> None:
     signature = signature_of(config)
-    found = [x.name for x in (*session.get_inputs(), *session.get_outputs())]
     promised = [x.name for x in (*signature.inputs, *signature.outputs)]
     if found != promised:
         raise UserError(f"{file} has tensors {found}, not {promised}; export it with tfanet-export onnx")

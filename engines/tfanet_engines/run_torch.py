@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,21 +27,29 @@ class TorchEngine(Engine):
     ) -> None:
         model = load_model(file, image_size=image_size)
         allowed = providers is None or "CUDAExecutionProvider" in providers
-        self._device = torch.device("cuda" if allowed and torch.cuda.is_available() else "cpu")
+        gpu = allowed and torch.cuda.is_available()
+        self._device = torch.device("cuda", torch.cuda.current_device()) if gpu else torch.device("cpu")
         self._model = model.to(self._device)
         self._threads = threads
-        super().__init__(file, model.config, f"PyTorch, {self._device.type.upper()}")
+        self._one_at_a_time = threading.Lock()
+        super().__init__(file, model.config, f"PyTorch, {self._device.type.upper()}", str(self._device))
 
     def _infer(self, images: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-        before = torch.get_num_threads()
-        torch.set_num_threads(self._threads or before)
-        try:
-            # cuDNN's convolutions use TF32 unless told otherwise; PyTorch's matrix products do not.
-            with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-                inputs = [torch.tensor(x, device=self._device) for x in (images, tokens)]
-                return self._model(*inputs).float().cpu().numpy()
-        finally:
-            torch.set_num_threads(before)
+        inputs = (torch.tensor(x, device=self._device) for x in (images, tokens))
+        return self._infer_tensors(*inputs).cpu().numpy()
+
+    def _infer_tensors(self, images: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        # The number of threads and cuDNN's settings are the process's, so calls of this engine take turns.
+        with self._one_at_a_time:
+            before = torch.get_num_threads()
+            torch.set_num_threads(self._threads or before)
+            try:
+                # cuDNN's convolutions use TF32 unless told otherwise; PyTorch's matrix products do not.
+                with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+                    return self._model(images, tokens).float()
+            finally:
+                torch.set_num_threads(before)
 
     def _free(self) -> None:
-        del self._model
+        with self._one_at_a_time:
+            del self._model

@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import json
 import re
+import shlex
 import types
 import typing
 from collections.abc import Sequence
@@ -122,7 +123,7 @@ class Sidecar:
         """The sidecar of `model_path`; `UserError` when it is missing, malformed or of another version."""
         model_path = Path(model_path)
         path = sidecar_path(model_path)
-        again = f"export or build {model_path.name} again"
+        again = f"make {model_path.name} again with: {_command(model_path)}"
         if not path.exists():
             raise UserError(f"{path} is missing; keep it beside {model_path.name}, or {again}")
         require_file(path, "sidecar")
@@ -148,7 +149,11 @@ class Sidecar:
     def check_file(self, model_path: str | Path) -> None:
         """Raise `UserError` unless `model_path` is, byte for byte, the file this sidecar was written for."""
         path = require_file(model_path, self.kind)
-        if model_sha256(path) != self.file_sha256:
+        self.check_digest(path, model_sha256(path))
+
+    def check_digest(self, path: Path, digest: str) -> None:
+        """The same for the SHA-256 of what was read from `path`."""
+        if digest != self.file_sha256:
             raise UserError(f"{path} is truncated or altered, not the file of its sidecar; {self.remedy}")
 
     def model_config(self) -> TFANetConfig:
@@ -178,6 +183,12 @@ def sidecar_path(model_path: str | Path) -> Path:
     """`model.plan` -> `model.plan.json`."""
     model_path = Path(model_path)
     return model_path.with_name(model_path.name + ".json")
+
+
+def _command(model_path: Path) -> str:
+    """What makes a file whose sidecar, and with it the command that made it, is lost."""
+    kind = "trt" if model_path.suffix == ".plan" else "onnx"
+    return f"tfanet-export {kind} --checkpoint MODEL.safetensors --out {shlex.quote(str(model_path))}"
 
 
 def _plain(value: Any) -> Any:

@@ -49,6 +49,7 @@ def evaluate_engine(
         bool,
         typer.Option("--shuffle-sentences", help="Control: every picture gets another picture's sentence."),
     ] = False,
+    trust: Annotated[bool, typer.Option("--trust", help="Open a plan that was built elsewhere.")] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write every figure here.")] = None,
     sheet: Annotated[Path | None, typer.Option(help="Write a picture of sampled predictions here.")] = None,
 ) -> None:
@@ -70,8 +71,8 @@ def evaluate_engine(
 
     engine = engine or bundled("tiny")
     splits = list(dict.fromkeys(split or ["val"]))
-    with open_engine(engine, image_size=image_size) as opened:
-        against, why_none = find_reference(engine, reference)
+    against, why_none = find_reference(engine, reference)
+    with open_engine(engine, image_size=image_size, trust=trust) as opened:
         datasets = _datasets(data, dataset, splits)
         size = opened.config.image_size
         with open_engine(against, image_size=size) if against else nullcontext() as compared:

@@ -30,6 +30,7 @@ def predict_mask(
     maps: Annotated[
         Path | None, typer.Option(help="Write a picture of the maps inside the model here, stage by stage.")
     ] = None,
+    trust: Annotated[bool, typer.Option("--trust", help="Open a plan that was built elsewhere.")] = False,
 ) -> None:
     """Write the picture with the object marked, and its mask (8-bit, 0 and 255) as NAME.mask.png."""
     from tfanet.pictures import mask_picture, overlay, save_picture
@@ -45,7 +46,7 @@ def predict_mask(
     engine = engine or bundled("tiny")
     if maps is not None:
         _require_checkpoint(engine)
-    with open_engine(engine) as opened:
+    with open_engine(engine, trust=trust) as opened:
         mask = predict(opened, picture, sentence) > 0
     save_picture(overlay(picture, mask), output)
     save_picture(mask_picture(mask), mask_file)

@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING
 from tfanet.errors import UserError, VerificationError
 
 if TYPE_CHECKING:
-    from tfanet_engines import Sidecar
-    from tfanet_engines.onnx_file import OnnxFile
     from tfanet_eval.accuracy import Evaluation
 
 
@@ -25,16 +23,13 @@ def find_reference(engine: Path, asked: Path | None) -> tuple[Path | None, str]:
     if engine.suffix == ".safetensors":
         return asked, "the engine is a PyTorch checkpoint itself; --reference compares it with another"
     from tfanet.weights import bundled
+    from tfanet_engines.weights import describe, require_weights
 
     if asked is not None:
-        made_of = _description(engine).weights_sha256
-        if made_of is not None and made_of != _weights(asked):
-            raise UserError(
-                f"{engine} was made of other weights than {asked}; name the checkpoint it was made of"
-            )
+        require_weights(engine, asked)
         return asked, ""
     try:
-        if _description(engine).weights_sha256 == _weights(bundled("tiny")):
+        if describe(engine).weights_sha256 == _weights(bundled("tiny")):
             return bundled("tiny"), ""
     except UserError as error:
         return None, str(error)
@@ -45,7 +40,9 @@ def precision_of(engine: Path) -> str:
     """`fp32` or `fp16`, the key of the engine's bounds in `tfanet_engines.parity.TOLERANCES`."""
     if engine.suffix == ".safetensors":
         return "fp32"
-    return _description(engine).precision
+    from tfanet_engines.weights import describe
+
+    return describe(engine).precision
 
 
 def verify(evaluation: Evaluation, precision: str, what: str) -> None:
@@ -58,16 +55,6 @@ def verify(evaluation: Evaluation, precision: str, what: str) -> None:
         check(evaluation.comparison.parity, precision, miou_drop=evaluation.miou_drop)
     except VerificationError as error:
         raise VerificationError(f"{what}: {error}") from error
-
-
-def _description(engine: Path) -> Sidecar | OnnxFile:
-    """What the sidecar of a .onnx or .plan says; of an ONNX file that has none, what it says itself."""
-    from tfanet_engines import Sidecar
-    from tfanet_engines.onnx_file import read_onnx
-    from tfanet_engines.sidecar import sidecar_path
-
-    alone = engine.suffix == ".onnx" and not sidecar_path(engine).exists()
-    return read_onnx(engine) if alone else Sidecar.read(engine)
 
 
 def _weights(checkpoint: Path) -> str:

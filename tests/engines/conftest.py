@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -10,7 +12,14 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from tfanet.config import PRESETS
+from tfanet.files import sha256
+from tfanet_engines import trust
 from tfanet_engines.onnx_file import CONFIG_KEY, WEIGHTS_KEY
+
+# Pytest imports tests without touching sys.path; `played` lies beside them.
+sys.path.insert(0, str(Path(__file__).parent))
+
+from played import write_sidecar
 
 
 @pytest.fixture(scope="session")
@@ -71,3 +80,13 @@ def pairs(small_config):
     images = rng.integers(0, 256, (2, small_config.image_size, small_config.image_size, 3)).astype(np.uint8)
     tokens = rng.integers(0, 100, (2, small_config.token_length)).astype(np.int64)
     return images, tokens, images.mean(-1) + tokens.sum(1)[:, None, None]
+
+
+@pytest.fixture
+def plan(tmp_path, small_config):
+    """A file that is no plan, with the sidecar of one; noted as built by this user."""
+    path = tmp_path / "model.plan"
+    path.write_bytes(b"vtrt" * 100)
+    write_sidecar(path, small_config)
+    trust.remember(sha256(path))
+    return path

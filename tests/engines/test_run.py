@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import ctypes
-import dataclasses
-import importlib
-import math
-from contextlib import nullcontext
-from types import SimpleNamespace
-
 import numpy as np
 import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper
+from played import write_sidecar
 
 import tfanet
 from tfanet.checkpoint import save_model
 from tfanet.errors import UserError
-from tfanet.files import sha256
-from tfanet_engines import open_engine, run_plan, trt_api
-from tfanet_engines.sidecar import Sidecar, sidecar_path
+from tfanet_engines import open_engine
 
 CPU = ["CPUExecutionProvider"]
 
@@ -37,23 +29,6 @@ def checkpoint(small_model, tmp_path_factory):
     path = tmp_path_factory.mktemp("checkpoint") / "model.safetensors"
     save_model(small_model, path)
     return path
-
-
-@pytest.fixture
-def plan(tmp_path, small_config):
-    path = tmp_path / "model.plan"
-    path.write_bytes(b"vtrt" * 100)
-    write_sidecar(path, small_config)
-    return path
-
-
-def write_sidecar(path, config, **fields):
-    values = {
-        "kind": "plan", "weights_sha256": None, "precision": "fp16", "proof": {}, "builder": "tensorrt_rtx",
-        "builder_version": "1.7.1.116", "compute_capabilities": ["8.9"], "onnx_sha256": "cd" * 32,
-        "file_sha256": sha256(path), "rebuild": "tfanet-export trt --fp16", "cost": {"seconds": 1.0},
-    }  # fmt: skip
-    Sidecar.of(config, **(values | fields)).write(path)
 
 
 def test_a_checkpoint_gives_the_models_own_logits(checkpoint, small_model, pairs):
@@ -184,128 +159,3 @@ def test_the_sidecar_has_the_config_where_the_onnx_file_lost_it(tmp_path, small_
 def test_bad_arguments(onnx_file, arguments, message):
     with pytest.raises(UserError, match=message):
         open_engine(onnx_file, **arguments)
-
-
-@pytest.fixture
-def rtx4090(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 9))
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA GeForce RTX 4090")
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-
-
-def test_a_plan_without_a_gpu(plan, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(UserError, match=r"needs an NVIDIA GPU of compute capability 8\.9.* has none"):
-        open_engine(plan)
-
-
-BAD_PLANS = [
-    pytest.param({"compute_capabilities": ["12.0"]}, r"capability 12\.0, .*4090 has 8\.9", id="other-gpu"),
-    pytest.param({"builder_version": "1.5.0.1"}, r"built by tensorrt_rtx 1\.5\.0\.1, and 1\.7", id="version"),
-    pytest.param({"builder": "openvino"}, "built by 'openvino'", id="builder"),
-    pytest.param({"kind": "onnx"}, "describes no plan", id="kind"),
-    pytest.param({"file_sha256": "0" * 64}, "truncated or altered", id="altered"),
-]
-
-
-@pytest.mark.parametrize(("fields", "message"), BAD_PLANS)
-@pytest.mark.usefixtures("rtx4090")
-def test_a_plan_that_does_not_fit_the_machine_names_the_rebuild(plan, small_config, fields, message):
-    write_sidecar(plan, small_config, **fields)
-    with pytest.raises(UserError, match=message + r".*tfanet-export trt --fp16"):
-        open_engine(plan)
-
-
-def test_a_plan_without_its_sidecar(plan):
-    sidecar_path(plan).unlink()
-    with pytest.raises(UserError, match=r"model\.plan\.json is missing"):
-        open_engine(plan)
-
-
-@pytest.mark.usefixtures("rtx4090")
-def test_a_plan_that_the_runtime_refuses(plan):
-    """TensorRT-RTX is real here: the file is no plan, whatever its sidecar says."""
-    pytest.importorskip("tensorrt_rtx")
-    with pytest.raises(UserError, match=r"tensorrt_rtx cannot open .*tfanet-export trt"):
-        open_engine(plan)
-
-
-class PretendContext:
-    """Does with CPU memory what an execution context does with a GPU's: reads and writes at addresses."""
-
-    def __init__(self):
-        self.shapes, self.addresses = {}, {}
-
-    def set_input_shape(self, name, shape):
-        self.shapes[name] = shape
-        return True
-
-    def get_tensor_shape(self, name):
-        assert name == "mask_logits"
-        return self.shapes["image"][:3]
-
-    def set_tensor_address(self, name, address):
-        self.addresses[name] = address
-        return True
-
-    def execute_async_v3(self, stream):
-        def at(name, kind, shape):
-            data = (kind * math.prod(shape)).from_address(self.addresses[name])
-            return np.frombuffer(data, kind).reshape(shape)
-
-        images = at("image", ctypes.c_uint8, self.shapes["image"])
-        tokens = at("tokens", ctypes.c_int64, self.shapes["tokens"])
-        logits = at("mask_logits", ctypes.c_float, images.shape[:3])
-        logits[:] = images.mean(-1) + tokens.sum(1)[:, None, None]
-        return stream == 7
-
-
-@pytest.fixture
-def pretend_runtime(monkeypatch):
-    engine = SimpleNamespace(
-        create_execution_context=PretendContext,
-        get_tensor_profile_shape=lambda name, profile: [(n, 32, 32, 3) for n in (1, 1, 2)],
-    )
-    runtime = SimpleNamespace(deserialize_cuda_engine=lambda data: engine)
-    real = pytest.importorskip("tensorrt_rtx")
-    trt = SimpleNamespace(
-        __name__=real.__name__,
-        __version__=real.__version__,
-        ILogger=real.ILogger,
-        Runtime=lambda logger: runtime,
-    )
-    stream = SimpleNamespace(cuda_stream=7, synchronize=lambda: None)
-    monkeypatch.setattr(run_plan, "_check_machine", lambda file, sidecar: torch.device("cpu"))
-    monkeypatch.setattr(run_plan, "load_backend", lambda name: (name, trt))
-    monkeypatch.setattr(torch.cuda, "Stream", lambda device: stream)
-    monkeypatch.setattr(torch.cuda, "stream", nullcontext)
-
-
-@pytest.mark.usefixtures("pretend_runtime")
-def test_a_plan_is_run_with_the_right_shapes_and_addresses(plan, small_config, pairs):
-    real = importlib.import_module("tensorrt_rtx")
-    write_sidecar(plan, small_config, builder_version=real.__version__)
-    images, tokens, expected = pairs
-    with open_engine(plan) as engine:
-        assert (engine.kind, engine.config, engine.batch) == ("plan", small_config, (1, 1, 2))
-        np.testing.assert_allclose(engine.infer(images, tokens), expected, rtol=1e-6)
-        np.testing.assert_allclose(engine.infer(images[:1], tokens[:1]), expected[:1], rtol=1e-6)
-        with pytest.raises(UserError, match="takes 1 to 2 images at once, not 3"):
-            engine.infer(np.repeat(images[:1], 3, 0), np.repeat(tokens[:1], 3, 0))
-
-
-def test_messages_of_the_runtime_are_kept_without_the_noise():
-    trt = pytest.importorskip("tensorrt_rtx")
-    logger = trt_api.make_logger(trt)
-    logger.log(trt.ILogger.Severity.ERROR, "no kernel for this layer")
-    logger.log(trt.ILogger.Severity.ERROR, "[checkMacros.cpp::catchCudaError::250] driver version")
-    logger.log(trt.ILogger.Severity.WARNING, "slow")
-    assert logger.errors == ["no kernel for this layer"]
-
-
-def test_a_config_from_another_version_is_refused(plan):
-    values = dataclasses.asdict(Sidecar.read(plan)) | {"config": {"image_size": 32}}
-    Sidecar(**values).write(plan)
-    with pytest.raises(UserError, match="does not fit this version"):
-        open_engine(plan)

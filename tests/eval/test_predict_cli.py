@@ -39,7 +39,7 @@ def engine(monkeypatch):
     from contextlib import nullcontext
 
     monkeypatch.setattr(
-        "tfanet_engines.open_engine", lambda path: nullcontext(FakeEngine(oracle)), raising=False
+        "tfanet_engines.open_engine", lambda path, trust: nullcontext(FakeEngine(oracle)), raising=False
     )
 
 
@@ -99,7 +99,7 @@ def test_maps_of_a_variant_say_what_it_has_not(command, picture, tmp_path):
 def test_maps_of_a_deployed_model_name_the_checkpoint_before_any_work(
     command, picture, monkeypatch, tmp_path, name, known
 ):
-    monkeypatch.setattr("tfanet_engines.open_engine", lambda path: pytest.fail("opened"), raising=False)
+    monkeypatch.setattr("tfanet_engines.open_engine", lambda path, **_: pytest.fail("opened"), raising=False)
     (tmp_path / name).write_bytes(b"a network")
     if known:
         weights = weights_sha256(load_model(bundled("tiny")))
@@ -171,7 +171,7 @@ def test_an_engine_that_is_none_is_refused(command, picture, tmp_path, name):
 
 
 def test_the_output_is_checked_before_the_model_is_opened(command, picture, monkeypatch):
-    def never(path):
+    def never(path, trust):
         raise AssertionError("the model was opened")
 
     monkeypatch.setattr("tfanet_engines.open_engine", never, raising=False)
