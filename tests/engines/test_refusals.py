@@ -1,0 +1,82 @@
+"""The table of refusals in docs/engines.md against the code, in both directions."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+ENGINES = ROOT / "engines" / "tfanet_engines"
+RUNNER = (
+    "engine", "run", "run_onnx", "run_plan", "run_torch", "plan_lane", "gpu", "ort_session", "runtime_cache",
+    "private", "trust", "weights", "onnx_file", "sidecar",
+)  # fmt: skip
+SHARED = {
+    ENGINES / "trt_api.py": ("load_backend", "_import"),
+    ROOT / "tfanet" / "files.py": ("require_file",),
+    ROOT / "tfanet" / "checkpoint.py": ("load_model", "_metadata", "_config"),
+}
+"""Functions that the runner calls in modules that do more."""
+
+
+def text(node):
+    """A message as the table has it: … for every value."""
+    if isinstance(node, ast.Constant):
+        return str(node.value)
+    if isinstance(node, ast.JoinedStr):
+        return "".join(text(part) for part in node.values)
+    return "…"
+
+
+def messages_in(tree):
+    """What `UserError` and `one_line` are called with; the latter adds what ONNX Runtime said."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            if node.func.id == "UserError":
+                found.add(text(node.args[0]))
+            elif node.func.id == "one_line":
+                found.add(f"{text(node.args[0])}: …")
+    return found - {"…: …"}  # of `one_line` itself
+
+
+def messages_of_the_code():
+    found = set()
+    for name in RUNNER:
+        found |= messages_in(ast.parse((ENGINES / f"{name}.py").read_text(encoding="utf-8")))
+    for path, functions in SHARED.items():
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.FunctionDef) and node.name in functions:
+                found |= messages_in(node)
+    return found
+
+
+def rows():
+    page = (ROOT / "docs" / "engines.md").read_text(encoding="utf-8")
+    section = page.split("\n## Refusals\n")[1].split("\n## ")[0]
+    return re.findall(r"^\| `(.+?)` \| (.+?) \|$", section, re.MULTILINE)
+
+
+def test_every_message_has_a_row_and_every_row_a_message():
+    listed = [message for message, _ in rows()]
+    assert len(listed) == len(set(listed))
+    assert set(listed) == messages_of_the_code()
+    assert len(listed) > 50
+
+
+def test_every_row_says_what_to_do():
+    assert all(len(advice) > 10 for _, advice in rows())
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ('UserError("plain")', "plain"), ("UserError(f'{a} is {b!r}')", "… is …"),
+        ("with one_line(f'{a} fails'): pass", "… fails: …"),
+    ],
+)  # fmt: skip
+def test_messages_are_read_from_code(code, message):
+    assert messages_in(ast.parse(code)) == {message}
