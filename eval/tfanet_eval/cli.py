@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+import functools
+import operator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,9 +12,8 @@ import typer
 from tfanet.console import new_app, run, say
 
 if TYPE_CHECKING:
-    from tfanet.data.refer import ReferDataset
-    from tfanet_engines.engine import Engine
     from tfanet_eval.accuracy import Evaluation
+    from tfanet_eval.runs import Request
 
 app = new_app("Evaluate a .safetensors, .onnx or .plan on a referring segmentation data set.")
 
@@ -50,12 +50,21 @@ def evaluate_engine(
         typer.Option("--shuffle-sentences", help="Control: every picture gets another picture's sentence."),
     ] = False,
     trust: Annotated[bool, typer.Option("--trust", help="Open a plan that was built elsewhere.")] = False,
+    convention: Annotated[
+        str,
+        typer.Option(help="original, 480 (as LAVT), remamber, cris or cris-first: how masks are counted."),
+    ] = "original",
+    results: Annotated[
+        Path | None, typer.Option(help="Write every expression's figures here, as JSON lines.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted --results file.")] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write every figure here.")] = None,
     sheet: Annotated[Path | None, typer.Option(help="Write a picture of sampled predictions here.")] = None,
 ) -> None:
     """Report mIoU, oIoU, P@X and time, and check the engine against its PyTorch reference."""
     if context.invoked_subcommand is not None:
         return
+    from tfanet.errors import UserError
     from tfanet.files import require_writable, write_json
     from tfanet.pictures import require_picture
 
@@ -63,31 +72,32 @@ def evaluate_engine(
         require_writable(json_file)
     if sheet is not None:
         require_picture(sheet)
+    if resume and results is None:
+        raise UserError("--resume continues a results file; name it with --results FILE.jsonl")
 
+    from tfanet.data.shapes import ensure_shapes
+    from tfanet.files import require_file
     from tfanet.weights import bundled
-    from tfanet_engines import open_engine
-    from tfanet_eval.accuracy import evaluate
+    from tfanet_eval.conventions import convention_named
     from tfanet_eval.references import find_reference, precision_of, verify
+    from tfanet_eval.runs import Request, run_splits
 
-    engine = engine or bundled("tiny")
-    splits = list(dict.fromkeys(split or ["val"]))
+    convention_named(convention)
+    engine = require_file(engine or bundled("tiny"), "engine")
     against, why_none = find_reference(engine, reference)
-    with open_engine(engine, image_size=image_size, trust=trust) as opened:
-        datasets = _datasets(data, dataset, splits)
-        size = opened.config.image_size
-        with open_engine(against, image_size=size) if against else nullcontext() as compared:
-            found = {
-                name: evaluate(
-                    opened, pairs, reference=compared, limit=limit, batch=batch,
-                    shuffle_sentences=shuffle_sentences, progress=f"{dataset} {name}",
-                )
-                for name, pairs in datasets.items()
-            }  # fmt: skip
-        _print(found, _title(engine, dataset, batch, shuffle_sentences), with_parity=against is not None)
-        if sheet is not None:
-            _write_sheet(opened, datasets[splits[0]], sheet, f"{engine.name} · {dataset} {splits[0]}")
+    request = Request(
+        engine, against, data or ensure_shapes(), dataset, tuple(dict.fromkeys(split or ["val"])), image_size,
+        limit, batch, shuffle_sentences, convention, trust,
+    )  # fmt: skip
+    found = run_splits(request, results=results, resume=resume)
+    _print(found, _title(request), with_parity=against is not None)
+    say(functools.reduce(operator.add, (evaluation.cost for evaluation in found.values())).line())
+    if results is not None:
+        say(f"wrote {results}")
+    if sheet is not None:
+        _write_sheet(request, sheet)
     if json_file is not None:
-        write_json(json_file, _summary(engine, against, dataset, shuffle_sentences, found))
+        write_json(json_file, _summary(request, found))
         say(f"wrote {json_file}")
     if against is None:
         say(f"no parity figures: {why_none}")
@@ -99,19 +109,12 @@ def evaluate_engine(
     say(f'next: tfanet-predict IMAGE "TEXT" --engine {engine}')
 
 
-def _datasets(data: Path | None, dataset: str, splits: list[str]) -> dict[str, ReferDataset]:
-    from tfanet.data.refer import ReferDataset
-    from tfanet.data.shapes import ensure_shapes
-
-    root = ensure_shapes() if data is None else data
-    return {name: ReferDataset(root, dataset, name) for name in splits}
-
-
-def _title(engine: Path, dataset: str, batch: int, shuffled: bool) -> str:
-    notes = ["masks at the pictures' own size, in percent"]
-    notes += [f"calls of {batch} images"] if batch > 1 else []
-    notes += ["sentences SHUFFLED among pictures"] if shuffled else []
-    return f"{engine.name} on {dataset}: {', '.join(notes)}"
+def _title(request: Request) -> str:
+    sizes = {"480": "masks at 480 x 480", "original": "masks at the pictures' own size"}
+    notes = [sizes.get(request.convention, f"counted as {request.convention} does") + ", in percent"]
+    notes += [f"calls of {request.batch} images"] if request.batch > 1 else []
+    notes += ["sentences SHUFFLED among pictures"] if request.shuffled else []
+    return f"{request.engine.name} on {request.dataset}: {', '.join(notes)}"
 
 
 def _print(found: dict[str, Evaluation], title: str, *, with_parity: bool) -> None:
@@ -121,25 +124,26 @@ def _print(found: dict[str, Evaluation], title: str, *, with_parity: bool) -> No
     tables.show(rows, (*_COLUMNS, *_TIMES, *(_PARITY if with_parity else ())), title)
 
 
-def _write_sheet(engine: Engine, pairs: ReferDataset, sheet: Path, title: str) -> None:
+def _write_sheet(request: Request, sheet: Path) -> None:
     from tfanet.pictures import contact_sheet, save_picture
+    from tfanet_engines import open_engine
     from tfanet_eval.prediction import prediction_cells
 
-    save_picture(contact_sheet(prediction_cells(engine, pairs, _SHEET_CELLS), title=title), sheet)
+    split, pairs = next(iter(request.datasets().items()))
+    with open_engine(request.engine, image_size=request.image_size, trust=request.trust) as engine:
+        cells = prediction_cells(engine, pairs, _SHEET_CELLS)
+    title = f"{request.engine.name} · {request.dataset} {split}"
+    save_picture(contact_sheet(cells, title=title), sheet)
     say(f"wrote {sheet}")
 
 
-def _summary(
-    engine: Path, reference: Path | None, dataset: str, shuffled: bool, found: dict[str, Evaluation]
-) -> dict[str, object]:
-    from tfanet_eval.metrics import CONVENTION
-
+def _summary(request: Request, found: dict[str, Evaluation]) -> dict[str, object]:
     return {
-        "engine": str(engine),
-        "reference": str(reference) if reference else None,
-        "dataset": dataset,
-        "convention": CONVENTION,
-        "shuffled_sentences": shuffled,
+        "engine": str(request.engine),
+        "reference": str(request.reference) if request.reference else None,
+        "dataset": request.dataset,
+        "convention": request.convention,
+        "shuffled_sentences": request.shuffled,
         "splits": {name: evaluation.to_dict() for name, evaluation in found.items()},
     }
 

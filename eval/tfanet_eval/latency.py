@@ -25,12 +25,6 @@ class Latency:
     def p95(self) -> float:
         return float(np.percentile(self.milliseconds, 95))
 
-    def __add__(self, other: Latency) -> Latency:
-        """The calls of both; `ValueError` when their batches differ, for then they say different things."""
-        if self.batch != other.batch:
-            raise ValueError(f"calls of batch {self.batch} and {other.batch} have no common median")
-        return Latency(self.milliseconds + other.milliseconds, self.batch)
-
     def to_dict(self) -> dict[str, Any]:
         return {
             "median_ms": self.median,

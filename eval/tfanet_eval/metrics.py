@@ -1,28 +1,28 @@
-"""The figures of referring image segmentation, by name, in one stated convention.
-
-`original`: the model's logits are resized (bilinear) to the picture's own size, the mask is logits > 0, and
-every sentence is one sample. ReMamber evaluates at this size too; LAVT compares at 480 x 480 with the truth
-resized instead, so its figures differ slightly for the same model.
-"""
+"""The figures of referring image segmentation, by name, each in a stated convention."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import numpy as np
 
-CONVENTION = "original"
-THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
+from tfanet.data.masks import overlap
+from tfanet_eval.conventions import THRESHOLDS, Convention, convention_named
+
+FIGURES = ("mIoU", "oIoU", *(f"P@{threshold}" for threshold in THRESHOLDS))
 
 
 class SegmentationMetrics:
     """Intersection and union of every sample, in whole pixels; figures are made of them only at the end.
 
-    An empty union (no object in either mask) counts as IoU 0, as in LAVT and ReMamber. P@X counts IoU >= X,
-    as LAVT; CRIS and DETRIS count IoU > X.
+    `convention` is a name of `tfanet_eval.conventions.CONVENTIONS` or a `Convention`: it says at which size
+    masks are compared, what an empty union counts, and whether P@X is >= or >. `original`, the default, is
+    the picture's own size with logits resized bilinearly, IoU 0 for an empty union, and >=.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, convention: str | Convention = "original") -> None:
+        self.convention = convention_named(convention) if isinstance(convention, str) else convention
         self._intersections: list[int] = []
         self._unions: list[int] = []
 
@@ -32,47 +32,66 @@ class SegmentationMetrics:
     def update(self, prediction: np.ndarray, truth: np.ndarray) -> float:
         """Add one sample and return its IoU, 0..1.
 
-        `prediction` is `[H, W]` at the picture's own size: logits (a floating dtype) or a mask (bool or
-        integer, not 0 is object). `truth` is `[H, W]`, not 0 is object. `ValueError` when the shapes differ.
+        `prediction` is `[S, S]` logits (a floating dtype), brought to the convention's size here, or a mask
+        `[H, W]` (bool or integer, not 0 is object) that is compared as it is. `truth` is `[H, W]`, not 0 is
+        object. `ValueError` when a mask and the truth differ in shape or one of the two is no plane.
         """
-        if prediction.shape != truth.shape or truth.ndim != 2:
+        if prediction.ndim != 2 or truth.ndim != 2:
+            raise ValueError(f"prediction {prediction.shape} and truth {truth.shape} are not both planes")
+        if np.issubdtype(prediction.dtype, np.floating):
+            found, wanted = self.convention.masks(prediction, truth)
+        elif prediction.shape == truth.shape:
+            found, wanted = prediction != 0, truth != 0
+        else:
             raise ValueError(f"prediction {prediction.shape} and truth {truth.shape} are not the same [H, W]")
-        found = prediction > 0 if np.issubdtype(prediction.dtype, np.floating) else prediction != 0
-        wanted = truth != 0
-        intersection = int(np.count_nonzero(found & wanted))
-        union = int(np.count_nonzero(found | wanted))
+        return self.add(*overlap(found, wanted))
+
+    def add(self, intersection: int, union: int) -> float:
+        """Add one sample by its pixel counts and return its IoU, 0..1."""
         self._intersections.append(intersection)
         self._unions.append(union)
-        return _iou(intersection, union)
+        return self.convention.iou(intersection, union)
+
+    @property
+    def last(self) -> tuple[int, int]:
+        """Intersection and union of the sample added last, in pixels."""
+        return self._intersections[-1], self._unions[-1]
+
+    @classmethod
+    def of(cls, counts: Iterable[tuple[int, int]], convention: str | Convention) -> SegmentationMetrics:
+        """The metrics of samples given by their intersections and unions."""
+        metrics = cls(convention)
+        for intersection, union in counts:
+            metrics.add(intersection, union)
+        return metrics
 
     def merge(self, other: SegmentationMetrics) -> None:
-        """Add the samples of `other`; the result is that of one pass over both, to the last bit."""
+        """Add the samples of `other`; the result is that of one pass over both, to the last bit.
+
+        `ValueError` when `other` counts in another convention.
+        """
+        if other.convention != self.convention:
+            raise ValueError(f"{self.convention.name} and {other.convention.name} have no common figures")
         self._intersections += other._intersections
         self._unions += other._unions
 
     def __add__(self, other: SegmentationMetrics) -> SegmentationMetrics:
-        both = SegmentationMetrics()
+        both = SegmentationMetrics(self.convention)
         both.merge(self)
         both.merge(other)
         return both
 
     def result(self) -> dict[str, float]:
         """`mIoU` (mean IoU over samples), `oIoU` (all intersections by all unions), `P@0.5` .. `P@0.9`
-        (share of samples with IoU >= X), each 0..1, and `count`. `ValueError` when there is no sample."""
+        (share of samples that reach X), each 0..1, and `count`. `ValueError` when there is no sample."""
         count = len(self)
         if count == 0:
             raise ValueError("there are no figures of no sample")
-        pairs = list(zip(self._intersections, self._unions, strict=True))
+        counts, rules = list(zip(self._intersections, self._unions, strict=True)), self.convention
         figures = {
-            "mIoU": math.fsum(_iou(*pair) for pair in pairs) / count,
-            "oIoU": _iou(sum(self._intersections), sum(self._unions)),
+            "mIoU": math.fsum(rules.iou(*pair) for pair in counts) / count,
+            "oIoU": rules.overall(sum(self._intersections), sum(self._unions), count),
         }
         for threshold in THRESHOLDS:
-            tenths = round(10 * threshold)
-            hits = sum(union > 0 and 10 * intersection >= tenths * union for intersection, union in pairs)
-            figures[f"P@{threshold}"] = hits / count
+            figures[f"P@{threshold}"] = sum(rules.reaches(*pair, threshold) for pair in counts) / count
         return figures | {"count": count}
-
-
-def _iou(intersection: int, union: int) -> float:
-    return intersection / union if union else 0.0

@@ -52,7 +52,7 @@ def verify(evaluation: Evaluation, precision: str, what: str) -> None:
     if evaluation.comparison is None:
         raise VerificationError(f"{what}: nothing was compared with the reference")
     try:
-        check(evaluation.comparison.parity, precision, miou_drop=evaluation.miou_drop)
+        check(evaluation.comparison.parity, precision, miou_drop=evaluation.drops["mIoU"])
     except VerificationError as error:
         raise VerificationError(f"{what}: {error}") from error
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from tfanet_eval.metrics import THRESHOLDS
+from tfanet_eval.conventions import THRESHOLDS
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -41,10 +41,10 @@ def figures(evaluation: Evaluation) -> dict[str, Any]:
     """The columns of one evaluation: accuracy, sample count, time, and, with a reference, the distance."""
     row: dict[str, Any] = evaluation.metrics.result()
     row |= {"ms per image": evaluation.latency.median, "p95 ms": evaluation.latency.p95}
-    if evaluation.comparison is not None and evaluation.miou_drop is not None:
+    if evaluation.comparison is not None:
         parity = evaluation.comparison.parity
         row |= {
-            "Δ mIoU": -evaluation.miou_drop,
+            "Δ mIoU": -evaluation.drops["mIoU"],
             "max logit error": parity.max_abs_error,
             "mask agreement": parity.mask_agreement,
         }

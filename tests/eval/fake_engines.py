@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,6 +28,9 @@ class Boxes:
     def __len__(self) -> int:
         return self.count
 
+    def __iter__(self) -> Iterator[Expression]:
+        return map(self.__getitem__, range(self.count))
+
     def __getitem__(self, index: int) -> Expression:
         picture = index // 2
         return Expression(
@@ -40,6 +43,9 @@ class Boxes:
         pixels = np.zeros((self.height, self.width, 3), dtype=np.uint8)
         pixels[self.mask(expression) > 0] = (255, 0, 0)
         return Image.fromarray(pixels)
+
+    def distractors(self, expression: Expression) -> int:
+        return 0
 
     def mask(self, expression: Expression) -> np.ndarray:
         mask = np.zeros((self.height, self.width), dtype=np.uint8)

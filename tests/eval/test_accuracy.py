@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 
 import numpy as np
@@ -84,14 +85,14 @@ def test_a_reference_sees_the_same_inputs_and_gives_parity_and_its_own_figures()
     assert comparison.parity.max_abs_error == pytest.approx(0.25)
     assert comparison.parity.mask_agreement == 1.0
     assert comparison.metrics.result()["mIoU"] == 1.0
-    assert found.miou_drop == 0.0
+    assert found.drops == {"mIoU": 0.0, "oIoU": 0.0}
     for ours, theirs in zip(seen["engine"][1:], seen["reference"], strict=True):
         assert all(np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
-def test_miou_drop_is_positive_when_the_engine_is_worse():
+def test_a_drop_is_positive_when_the_engine_is_worse():
     found = evaluate(FakeEngine(nothing), Boxes(2), reference=FakeEngine(oracle))
-    assert found.miou_drop == 1.0
+    assert found.drops == {"mIoU": 1.0, "oIoU": 1.0}
     assert found.to_dict()["reference_metrics"]["mIoU"] == 1.0
 
 
@@ -121,8 +122,8 @@ def test_only_evaluations_of_a_kind_add_up():
     assert len((alone + alone).metrics) == 4
     with pytest.raises(ValueError, match="reference"):
         _ = alone + compared
-    with pytest.raises(ValueError, match="batch"):
-        _ = Latency((1.0,), 1) + Latency((1.0,), 2)
+    with pytest.raises(ValueError, match="conventions"):
+        _ = alone + evaluate(FakeEngine(oracle), Boxes(2), convention="cris")
 
 
 def test_latency_is_the_median_and_a_percentile():
@@ -152,6 +153,52 @@ def test_shuffling_ruins_a_reader_and_leaves_a_looker(sentence_reader):
     looker = evaluate(FakeEngine(oracle), Boxes(20), shuffle_sentences=True).metrics.result()
     assert plain["mIoU"] == looker["mIoU"] == 1.0
     assert shuffled["mIoU"] < 0.7
+
+
+@pytest.mark.parametrize("overlap", [True, False])
+@pytest.mark.parametrize("parts", [1, 2, 3])
+def test_parts_and_threads_change_nothing(overlap, parts):
+    engine, reference = FakeEngine(lambda x, t: oracle(x, t) - 1.5), FakeEngine(oracle)
+    whole = evaluate(engine, Boxes(11, 40, 60), reference=reference, batch=2)
+    found = [
+        evaluate(engine, Boxes(11, 40, 60), reference=reference, batch=2, part=(k, parts), overlap=overlap)
+        for k in range(parts)
+    ]
+    records = sorted((r for part in found for r in part.records), key=lambda r: r.index)
+    assert [dataclasses.replace(r, ms=0) for r in records] == [
+        dataclasses.replace(r, ms=0) for r in whole.records
+    ]
+
+
+def test_what_is_done_is_not_done_again():
+    whole = evaluate(FakeEngine(oracle), Boxes(7), batch=2)
+    engine, fresh = FakeEngine(nothing), []
+    again = evaluate(engine, Boxes(7), batch=2, done=whole.records[2:6], sink=fresh.extend)
+    assert [r.index for r in fresh] == [0, 1, 6]
+    assert engine.calls == [2, 2, 1]
+    assert again.records[2:6] == whole.records[2:6]
+
+
+def test_a_data_set_without_samples_is_a_mistake_of_the_user():
+    with pytest.raises(UserError, match="no expression"):
+        evaluate(FakeEngine(oracle), Boxes(0))
+
+
+def test_the_first_sentence_of_each_reference_where_the_convention_says_so():
+    assert [r.sentence for r in evaluate(FakeEngine(oracle), Boxes(6), convention="cris-first").records] == [
+        0, 2, 4,
+    ]  # fmt: skip
+
+
+def test_a_damaged_picture_is_named_and_the_threads_end():
+    boxes = Boxes(8)
+
+    def damaged(expression):
+        raise UserError("image none is damaged")
+
+    boxes.image = damaged
+    with pytest.raises(UserError, match="none is damaged"):
+        evaluate(FakeEngine(oracle), boxes)
 
 
 def test_shuffling_works_on_a_single_sample_too():

@@ -85,8 +85,9 @@ def logits_to_size(logits: np.ndarray, height: int, width: int) -> np.ndarray:
     values = np.asarray(logits, dtype=np.float32)
     above, below, lower = _neighbours(values.shape[0], height)
     left, right, inward = _neighbours(values.shape[1], width)
-    rows = values[above] + (values[below] - values[above]) * lower[:, None]
-    return rows[:, left] + (rows[:, right] - rows[:, left]) * inward
+    # Columns first: picking whole rows of the large result copies memory in one piece.
+    wide = values[:, left] + (values[:, right] - values[:, left]) * inward
+    return wide[above] + (wide[below] - wide[above]) * lower[:, None]
 
 
 def _neighbours(source: int, target: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -23,6 +23,12 @@ def segmentation_to_mask(segmentation: Any, height: int, width: int) -> np.ndarr
     raise UserError("the segmentation is neither a list of polygons nor an RLE")
 
 
+def overlap(found: np.ndarray, wanted: np.ndarray) -> tuple[int, int]:
+    """Intersection and union, in pixels, of two bool masks of one shape."""
+    intersection = int(np.count_nonzero(found & wanted))
+    return intersection, int(np.count_nonzero(found)) + int(np.count_nonzero(wanted)) - intersection
+
+
 def polygons_to_mask(polygons: list[list[float]], height: int, width: int) -> np.ndarray:
     """The union of polygons `[x0, y0, x1, y1, ...]` in pixels as uint8 `[height, width]` in {0, 1}.
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -73,6 +74,12 @@ class ReferDataset:
         ]
         used = {expression.ann_id for expression in self._expressions}
         self._segmentations = {ann_id: instances.annotations[ann_id]["segmentation"] for ann_id in used}
+        kind = {
+            ann_id: (entry["image_id"], entry["category_id"])
+            for ann_id, entry in instances.annotations.items()
+        }
+        alike = Counter(kind.values())
+        self._distractors = {ann_id: alike[kind[ann_id]] - 1 for ann_id in used}
 
     def __len__(self) -> int:
         return len(self._expressions)
@@ -97,6 +104,10 @@ class ReferDataset:
                 f"{self._instances_path} says {expression.width} x {expression.height}"
             )
         return picture
+
+    def distractors(self, expression: Expression) -> int:
+        """How many other annotated objects of the same category the picture has."""
+        return self._distractors[expression.ann_id]
 
     def mask(self, expression: Expression) -> np.ndarray:
         """The object's pixels, uint8 `[height, width]` in {0, 1}; overlapping parts are a union."""
