@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -91,9 +93,80 @@ def test_plan(pairs, tmp_path, backend):
     network = retarget(onnx, tmp_path / "gpu.onnx", "gpu")
     assert build_plan(network, plan, backend=backend, target=capability).backend == backend
     with open_engine(plan) as engine:
+        engine.warm_up(PAIRS)
         check(compare(engine, pairs), "fp16")
         one = engine.infer(pairs[0][:1], pairs[1][:1])
         np.testing.assert_allclose(one, engine.infer(pairs[0], pairs[1])[:1], rtol=0, atol=0.1)
+
+
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory):
+    """An FP16 plan of the bundled model for this GPU, by TensorRT-RTX."""
+    capability = "{}.{}".format(*torch.cuda.get_device_capability())
+    if capability not in RTX_CAPABILITIES:
+        pytest.skip(f"plans are not built for compute capability {capability}")
+    folder = tmp_path_factory.mktemp("plan")
+    onnx = folder / "model.onnx"
+    export_onnx(tfanet.load_model(bundled("tiny")), onnx, fp16=True, target="gpu")
+    return build_plan(onnx, folder / "model.plan", backend="tensorrt-rtx", target=capability).plan
+
+
+def on_gpu(pairs):
+    return [torch.from_numpy(x).cuda() for x in pairs[:2]]
+
+
+def test_tensors_give_the_logits_of_arrays(pairs, plan, tmp_path):
+    onnx = tmp_path / "model.onnx"
+    export_onnx(tfanet.load_model(bundled("tiny")), onnx, target="gpu")
+    for file, tolerance in ((bundled("tiny"), 1e-3), (onnx, 1e-3), (plan, 0.1)):
+        with open_engine(file) as engine:
+            logits = engine.infer(*on_gpu(pairs))
+            assert str(logits.device) == engine.device == "cuda:0"
+            np.testing.assert_allclose(
+                logits.cpu().numpy(), engine.infer(*pairs[:2]), rtol=0, atol=tolerance, err_msg=str(file)
+            )
+
+
+def test_graphs_give_the_logits_of_calls_without(pairs, plan):
+    with open_engine(plan, lanes=1) as replayed, open_engine(plan, cuda_graphs=False) as plain:
+        for count in (1, PAIRS, 1, PAIRS):
+            images, tokens = pairs[0][:count], pairs[1][:count]
+            found = replayed.infer(images, tokens)
+            np.testing.assert_allclose(found, plain.infer(images, tokens), rtol=0, atol=0.1)
+        with replayed._pool.lane() as lane:
+            assert lane.graph_batches == [1, PAIRS]
+
+
+def test_threads_share_lanes(pairs, plan):
+    with open_engine(plan, lanes=2) as engine:
+        expected = engine.infer(*pairs[:2])
+
+        def ask(number):
+            at = number % PAIRS
+            one = slice(at, at + 1)
+            if number % 2:
+                return at, engine.infer(pairs[0][one], pairs[1][one])[0]
+            inputs = [x[one] for x in on_gpu(pairs)]
+            return at, engine.infer(*inputs).cpu().numpy()[0]
+
+        with ThreadPoolExecutor(8) as threads:
+            for at, logits in threads.map(ask, range(64)):
+                np.testing.assert_allclose(logits, expected[at], rtol=0, atol=0.1)
+
+
+def test_closing_gives_the_memory_back(pairs, plan):
+    def taken():
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+        free, total = torch.cuda.mem_get_info()
+        return total - free
+
+    open_engine(plan).close()  # libraries stay loaded
+    before = taken()
+    for _ in range(5):
+        with open_engine(plan) as engine:
+            engine.infer(*pairs[:2])
+    assert taken() - before < 64 << 20
 
 
 def test_training(shapes_root, tmp_path):
