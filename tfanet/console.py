@@ -19,11 +19,12 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-def new_app(help_text: str) -> typer.Typer:
-    """A Typer application with the project's common settings."""
+def new_app(help_text: str, panels: bool = False) -> typer.Typer:
+    """A Typer application with the project's common settings; `panels` groups the options in its help."""
     import typer
 
-    return typer.Typer(help=help_text, no_args_is_help=False, add_completion=False, rich_markup_mode=None)
+    mode = "rich" if panels else None
+    return typer.Typer(help=help_text, no_args_is_help=False, add_completion=False, rich_markup_mode=mode)
 
 
 def run(app: Callable[[], None]) -> None:
@@ -62,6 +63,13 @@ def say(message: str = "") -> None:
     from rich.console import Console
 
     Console(soft_wrap=True, highlight=False).print(message, markup=False)
+
+
+def note(message: str) -> None:
+    """Print one line for people on stderr, beside a progress bar, without rich's markup or wrapping."""
+    from rich.console import Console
+
+    Console(stderr=True, soft_wrap=True, highlight=False).print(message, markup=False)
 
 
 def bar(*more: ProgressColumn) -> Progress:

@@ -9,7 +9,7 @@ import signal
 
 import pytest
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import ConcatDataset, Dataset
 from typer.testing import CliRunner
 
 import tfanet
@@ -18,13 +18,14 @@ from tfanet.data.refer import ReferDataset
 from tfanet.data.transforms import TrainingPairs
 from tfanet.errors import UserError, VerificationError
 from tfanet.training.cli import app
-from tfanet.training.loop import TrainingOptions, train
+from tfanet.training.loop import train
 from tfanet.training.losses import segmentation_loss
-from tfanet.training.schedule import epoch_batches, learning_rate, parameter_groups
+from tfanet.training.options import RECIPES, TrainingOptions
+from tfanet.training.schedule import epoch_batches, parameter_groups, rate_factor, shares
 from tfanet.training.state import load_state
 
 SMALL = preset("tiny", image_size=32, vmamba_dims=(8, 8, 16, 16), vmamba_depths=(1, 1, 1, 1), drop_path=0.2)
-OPTIONS = TrainingOptions(epochs=2, batch=4, warmup=2, save_every=2)
+OPTIONS = TrainingOptions(epochs=2, batch=4, rate=1e-3, warmup=2, save_every=2, precision="fp32")
 
 
 class FirstPairs(Dataset):
@@ -34,6 +35,7 @@ class FirstPairs(Dataset):
         self.pairs = TrainingPairs(
             ReferDataset(root, "refcoco", "train"), SMALL.image_size, SMALL.token_length
         )
+        self.source = self.pairs.source
         self.count, self.kill_at, self.served = count, kill_at, 0
 
     def __len__(self):
@@ -62,7 +64,9 @@ def test_an_interrupted_run_ends_with_the_same_weights(shapes_root, tmp_path):
     assert not train(small_model(), interrupted, validation, broken, OPTIONS)
     assert load_state(broken / "training.pt", SMALL, OPTIONS.fixed()).step == 4
     torch.manual_seed(99)
-    assert train(small_model(), FirstPairs(shapes_root), validation, broken, OPTIONS, resume=True)
+    assert train(
+        small_model(), FirstPairs(shapes_root), validation, broken, OPTIONS, resume=broken / "training.pt"
+    )
 
     expected = tfanet.load_model(whole / "model.safetensors").state_dict()
     actual = tfanet.load_model(broken / "model.safetensors").state_dict()
@@ -75,8 +79,9 @@ def test_an_interrupted_run_ends_with_the_same_weights(shapes_root, tmp_path):
 
 def test_it_learns(shapes_root, tmp_path):
     """Eight pairs by heart: the loss of the last steps is well below that of the first."""
-    options = TrainingOptions(epochs=30, batch=8, warmup=5, rate=3e-3)
-    train(small_model(), FirstPairs(shapes_root, 8), FirstPairs(shapes_root, 4), tmp_path, options)
+    options = TrainingOptions(epochs=3, batch=8, warmup=5, rate=3e-3, ema=0.0)
+    pairs = ConcatDataset([FirstPairs(shapes_root, 8)] * 10)
+    train(small_model(), pairs, FirstPairs(shapes_root, 4), tmp_path, options)
     losses = [float(row["loss"]) for row in csv.DictReader((tmp_path / "log.csv").open()) if row["loss"]]
     assert len(losses) == 30
     assert sum(losses[-3:]) < 0.75 * sum(losses[:3])
@@ -86,13 +91,13 @@ def test_a_loss_that_is_not_finite_stops(shapes_root, tmp_path):
     model = small_model()
     with torch.no_grad():
         model.decoder.score.bias[0] = float("nan")
-    with pytest.raises(VerificationError, match="the loss is nan at step 1"):
+    with pytest.raises(VerificationError, match=r"the loss is nan.* at step 1: image \d+ '"):
         train(model, FirstPairs(shapes_root), FirstPairs(shapes_root, 4), tmp_path, OPTIONS)
     assert not (tmp_path / "model.safetensors").exists()
 
 
 def test_weights_that_are_not_finite_are_not_saved(shapes_root, tmp_path):
-    options = TrainingOptions(epochs=1, batch=4, warmup=0, rate=1e30)
+    options = TrainingOptions(epochs=1, batch=4, warmup=0, rate=1e30, ema=0.0)
     with pytest.raises(VerificationError, match=r"not finite|the loss is"):
         train(small_model(), FirstPairs(shapes_root), FirstPairs(shapes_root, 4), tmp_path, options)
     assert not (tmp_path / "model.safetensors").exists()
@@ -105,7 +110,12 @@ def test_a_torn_log_does_not_stop_a_resumed_run(shapes_root, tmp_path):
     with (tmp_path / "log.csv").open("a") as file:
         file.write("x,")
     assert train(
-        small_model(), FirstPairs(shapes_root), FirstPairs(shapes_root, 4), tmp_path, OPTIONS, resume=True
+        small_model(),
+        FirstPairs(shapes_root),
+        FirstPairs(shapes_root, 4),
+        tmp_path,
+        OPTIONS,
+        resume=tmp_path / "training.pt",
     )
     steps = [row["step"] for row in csv.DictReader((tmp_path / "log.csv").open()) if row["loss"]]
     assert steps == ["1", "2", "3", "4", "5", "6"]
@@ -132,12 +142,25 @@ def test_a_run_with_other_options_is_not_resumed(shapes_root, tmp_path):
         load_state(tmp_path / "training.pt", preset("tiny"), TrainingOptions(1, 4).fixed())
 
 
-def test_learning_rate():
-    rates = [learning_rate(step, 100, 1.0, 10) for step in range(100)]
+def test_the_rate_rises_stays_and_falls():
+    rates = [rate_factor(step, 100, 10, 50) for step in range(100)]
     assert rates[0] == pytest.approx(0.1)
     assert rates[9:51] == [1.0] * 42
     assert rates[75] == pytest.approx(0.5)
     assert rates[99] == pytest.approx(0.02)
+
+
+@pytest.mark.parametrize(
+    ("name", "tokens"), [("paper-refcoco", 17), ("paper-refcoco+", 17), ("paper-gref", 22)]
+)
+def test_the_papers_recipe(name, tokens):
+    """Section 4.1: 480 x 480, 17 or 22 tokens, 50 epochs, decay from 25, batch 8."""
+    recipe = RECIPES[name]
+    assert recipe.token_length == tokens
+    assert preset(recipe.preset).image_size == 480
+    assert (recipe.options.epochs, recipe.options.batch) == (50, 8)
+    assert recipe.options.decay_from is None  # half of the epochs
+    assert recipe.options == TrainingOptions(skip_nonfinite=20, skip_broken=100)
 
 
 def test_epoch_batches_are_a_permutation_and_continue():
@@ -149,18 +172,31 @@ def test_epoch_batches_are_a_permutation_and_continue():
     assert epoch_batches(23, 4, seed=1, epoch=3) != whole
 
 
-def test_no_weight_decay_where_it_would_hurt(random_model):
-    decay, keep = parameter_groups(random_model, 0.01)
+@pytest.mark.parametrize(("parts", "world"), [(1, 1), (1, 3), (2, 3), (4, 1)])
+def test_processes_share_every_batch(parts, world):
+    batches = epoch_batches(40, 12, seed=0, epoch=0)
+    drawn = [list(shares(batches, parts, rank, world)) for rank in range(world)]
+    for place, batch in enumerate(batches):
+        pieces = [drawn[rank][place * parts + part] for part in range(parts) for rank in range(world)]
+        assert [index for piece in pieces for index in piece] == batch
+
+
+def test_groups_have_their_rates_and_no_weight_decay_where_it_would_hurt(random_model):
+    groups = parameter_groups(random_model, 0.01, {"backbone": 1.0, "text": 2.0, "rest": 3.0})
     names = {id(p): name for name, p in random_model.named_parameters()}
-    assert (decay["weight_decay"], keep["weight_decay"]) == (0.01, 0.0)
-    kept = {names[id(p)] for p in keep["params"]}
-    assert {
-        "decoder.alpha",
-        "text.tower.token_embedding.weight",
-        "vmamba.layers.0.blocks.0.op.A_logs",
-    } <= kept
-    assert all(p.ndim > 1 for p in decay["params"])
-    assert len(decay["params"]) + len(keep["params"]) == len(names)
+    of = {(group["part"], group["weight_decay"]): {names[id(p)] for p in group["params"]} for group in groups}
+    assert {key: {name.partition(".")[0] for name in found} for key, found in of.items()} == {
+        **{key: {"vmamba"} for key in [("backbone", 0.01), ("backbone", 0.0)]},
+        **{key: {"text"} for key in [("text", 0.01), ("text", 0.0)]},
+        **{key: {"plus", "fusion", "decoder"} for key in [("rest", 0.01), ("rest", 0.0)]},
+    }
+    assert {group["part"]: group["peak"] for group in groups} == {"backbone": 1.0, "text": 2.0, "rest": 3.0}
+    block = "vmamba.layers.0.blocks.0"
+    assert {f"{block}.op.A_logs", f"{block}.op.Ds", f"{block}.norm.weight"} <= of["backbone", 0.0]
+    assert "text.tower.token_embedding.weight" in of["text", 0.0]
+    assert "decoder.alpha" in of["rest", 0.0]
+    assert all(p.ndim > 1 for group in groups if group["weight_decay"] for p in group["params"])
+    assert sum(len(found) for found in of.values()) == len(names)
 
 
 def test_loss_by_hand():
@@ -182,9 +218,9 @@ def test_command_line(shapes_root, tmp_path):
     with pytest.raises(UserError, match="holds a run already"):
         CliRunner().invoke(app, arguments, catch_exceptions=False)
     with pytest.raises(UserError, match="with other options: data was refcoco"):
-        CliRunner().invoke(app, [*arguments, "--resume", "--limit", "8"], catch_exceptions=False)
+        CliRunner().invoke(app, [*arguments, "--resume", "auto", "--limit", "8"], catch_exceptions=False)
     with pytest.raises(UserError, match="half_weights was False"):
-        CliRunner().invoke(app, [*arguments, "--resume", "--half-weights"], catch_exceptions=False)
+        CliRunner().invoke(app, [*arguments, "--resume", "auto", "--half-weights"], catch_exceptions=False)
 
 
 def test_command_line_of_another_size_and_variant(shapes_root, tmp_path):
@@ -215,7 +251,11 @@ def test_command_line_of_another_size_and_variant(shapes_root, tmp_path):
         (["--token-length", "99"], "token_length must be"),
         (["--preset", "x" * 300], "unknown preset"),
         (["--out", "x" * 300], "cannot write"),
-        (["--resume"], "training state"),
+        (["--resume", "nowhere.pt"], "training state nowhere.pt does not exist"),
+        (["--recipe", "huge"], "unknown recipe"),
+        (["--freeze", "decoder"], "cannot freeze decoder"),
+        (["--precision", "int8"], "unknown precision"),
+        (["--batch", "6", "--accumulate", "4"], "must be a multiple of 4"),
     ],
 )
 def test_mistakes_are_one_line(shapes_root, tmp_path, monkeypatch, arguments, message):

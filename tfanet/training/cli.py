@@ -1,74 +1,165 @@
-"""`tfanet-train`: without arguments, preset `tiny` on the synthetic data on the CPU."""
+"""`tfanet-train`: without arguments, preset `tiny` on the synthetic data."""
 
 from __future__ import annotations
 
+import os
+import shlex
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from tfanet.console import new_app, run, say
 
-app = new_app("Train a TFANet.")
+app = new_app("Train a TFANet.", panels=True)
+
+_MODEL, _DATA, _RATE = "Model", "Data", "Optimisation"
+_SPEED, _TROUBLE = "Speed and memory", "Interruption and trouble"
+
+
+def _option(help_text: str, panel: str, *names: str, **bounds: Any) -> Any:
+    return typer.Option(*names, help=help_text, rich_help_panel=panel, **bounds)
 
 
 @app.command()
 def train(
-    preset_name: Annotated[str, typer.Option("--preset", help="Model sizes: tiny or base.")] = "tiny",
+    recipe: Annotated[
+        str | None,
+        _option("tiny, paper-refcoco, paper-refcoco+ or paper-gref: sets all options not given.", "Recipe"),
+    ] = None,
+    out: Annotated[
+        Path | None, _option("Folder for checkpoints and records [runs/RECIPE].", "Recipe")
+    ] = None,
+    seed: Annotated[int, _option("Fixes weights and order.", "Recipe", min=0, max=2**31 - 1)] = 0,
+    preset_name: Annotated[
+        str | None, _option("Model sizes: tiny or base [paper: base].", _MODEL, "--preset")
+    ] = None,
     variant: Annotated[
-        str | None, typer.Option(help="Row a to e of the paper's Table 3 instead of the full model.")
+        str | None, _option("Row a to e of the paper's Table 3 instead of the full model.", _MODEL)
     ] = None,
     text_tower: Annotated[
-        str | None, typer.Option(help="CLIP of open_clip, such as ViT-L-14-quickgelu [the preset's].")
+        str | None, _option("CLIP of open_clip, such as ViT-L-14-quickgelu [the preset's].", _MODEL)
     ] = None,
     image_size: Annotated[
-        int | None, typer.Option(help="Side of the square image, a multiple of 32 [the preset's].")
+        int | None, _option("Side of the square image, a multiple of 32 [paper: 480].", _MODEL)
     ] = None,
-    data: Annotated[
-        Path | None, typer.Option(help="REFER folder; the synthetic one is made if absent.")
-    ] = None,
-    dataset: Annotated[str, typer.Option(help="refcoco, refcoco+ or refcocog.")] = "refcoco",
     token_length: Annotated[
-        int | None, typer.Option(help="Tokens a sentence [22 for refcocog, 17 otherwise].")
+        int | None, _option("Tokens a sentence [paper: 17; 22 for refcocog].", _MODEL)
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for checkpoint and log [runs/PRESET].")] = None,
-    epochs: Annotated[int, typer.Option(min=1)] = 4,
-    batch: Annotated[int, typer.Option(min=2)] = 16,
-    rate: Annotated[float, typer.Option(min=0.0, max=1.0, help="Peak learning rate.")] = 1e-3,
-    weight_decay: Annotated[float, typer.Option(min=0.0, max=1.0)] = 1e-2,
-    warmup: Annotated[int, typer.Option(min=0, help="Steps of linear warm-up.")] = 200,
-    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Fixes weights and order.")] = 0,
-    limit: Annotated[int | None, typer.Option(min=1, help="Train on the first N expressions only.")] = None,
-    validate: Annotated[int, typer.Option(min=1, help="Validation expressions after each epoch.")] = 300,
-    workers: Annotated[int, typer.Option(min=0, help="Processes that load data.")] = 0,
-    device: Annotated[str, typer.Option(help="cpu, cuda, or auto: cuda where it is.")] = "auto",
     vmamba_weights: Annotated[
-        Path | None, typer.Option(help="Official VMamba classification checkpoint to start from.")
+        Path | None, _option("Official VMamba classification checkpoint to start from.", _MODEL)
     ] = None,
     clip_weights: Annotated[
-        str | None, typer.Option(help="CLIP checkpoint file, or an open_clip pretrained tag.")
+        str | None, _option("CLIP checkpoint file, or an open_clip pretrained tag.", _MODEL)
     ] = None,
     half_weights: Annotated[
-        bool, typer.Option("--half-weights", help="Store the checkpoint in FP16.")
-    ] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the state in --out.")] = False,
+        bool | None, _option("Store the checkpoints in FP16.", _MODEL, "--half-weights")
+    ] = None,
+    data: Annotated[Path | None, _option("REFER folder; the synthetic one is made if absent.", _DATA)] = None,
+    dataset: Annotated[str | None, _option("refcoco, refcoco+ or refcocog [the recipe's].", _DATA)] = None,
+    limit: Annotated[int | None, _option("Train on the first N expressions only.", _DATA, min=1)] = None,
+    validate: Annotated[
+        int | None, _option("Expressions a split that are measured [paper: all; tiny: 300].", _DATA, min=1)
+    ] = None,
+    workers: Annotated[
+        int | None, _option("Processes that load data, for each GPU [0].", _DATA, min=0)
+    ] = None,
+    epochs: Annotated[int | None, _option("[paper: 50; tiny: 4]", _RATE, min=1)] = None,
+    batch: Annotated[
+        int | None, _option("Pairs a step, over all GPUs [paper: 8; tiny: 16].", _RATE, min=2)
+    ] = None,
+    rate: Annotated[
+        float | None, _option("Peak learning rate [paper's recipe: 5e-5; tiny: 1e-3].", _RATE, min=0.0)
+    ] = None,
+    backbone_share: Annotated[
+        float | None, _option("The image encoder's share of --rate [0.5; tiny: 1].", _RATE, min=0.0)
+    ] = None,
+    text_share: Annotated[
+        float | None, _option("The text encoder's share of --rate [0.5; tiny: 1].", _RATE, min=0.0)
+    ] = None,
+    weight_decay: Annotated[float | None, _option("[0.01]", _RATE, min=0.0, max=1.0)] = None,
+    warmup: Annotated[int | None, _option("Steps of linear warm-up [1000; tiny: 200].", _RATE, min=0)] = None,
+    decay_from: Annotated[
+        float | None,
+        _option("Epoch from which the rate falls to zero [half of them; paper: 25].", _RATE, min=0.0),
+    ] = None,
+    clip: Annotated[float | None, _option("Largest norm of the gradient [1].", _RATE, min=0.0)] = None,
+    ema: Annotated[
+        float | None,
+        _option("Decay of the weights' average, 0 for none [0.9999; tiny: 0].", _RATE, min=0.0, max=1.0),
+    ] = None,
+    freeze: Annotated[str, _option("Parts not to train: backbone, text, or both with a comma.", _RATE)] = "",
+    device: Annotated[str, _option("cpu, cuda, or auto: cuda where it is.", _SPEED)] = "auto",
+    precision: Annotated[
+        str | None,
+        _option("fp32, bf16, fp16, or auto: bf16 where the GPU has it [auto; tiny: fp32].", _SPEED),
+    ] = None,
+    accumulate: Annotated[
+        int | None, _option("Parts a GPU computes its pairs in [1].", _SPEED, min=1)
+    ] = None,
+    checkpointing: Annotated[
+        bool | None,
+        _option("Compute activations of the image encoder twice: less memory.", _SPEED, "--checkpointing"),
+    ] = None,
+    compile_model: Annotated[bool | None, _option("Use torch.compile.", _SPEED, "--compile")] = None,
+    channels_last: Annotated[
+        bool | None, _option("Memory layout of feature maps.", _SPEED, "--channels-last/--channels-first")
+    ] = None,
+    resume: Annotated[
+        str | None,
+        _option("auto: go on with the run in --out, or begin it; or a training state's file.", _TROUBLE),
+    ] = None,
+    save_every: Annotated[int | None, _option("Steps between two savings [500].", _TROUBLE, min=1)] = None,
+    skip_nonfinite: Annotated[
+        int | None,
+        _option("Batches with a NaN that are left out before it stops [20; tiny: 0].", _TROUBLE, min=0),
+    ] = None,
+    skip_broken: Annotated[
+        int | None, _option("Unreadable pairs replaced before it stops [100; tiny: 0].", _TROUBLE, min=0)
+    ] = None,
 ) -> None:
-    """Train and write model.safetensors, training.pt (for --resume) and log.csv into --out."""
+    """Train and write model.safetensors, best.safetensors, training.pt and the curves into --out."""
+    from tfanet.training.options import find_recipe
+
+    if recipe is None:
+        papers = {"refcoco+": "paper-refcoco+", "refcocog": "paper-gref"}
+        recipe = "tiny" if preset_name in (None, "tiny") else papers.get(dataset or "", "paper-refcoco")
+    chosen = find_recipe(recipe)
+    given = {
+        "epochs": epochs, "batch": batch, "rate": rate, "backbone_share": backbone_share,
+        "text_share": text_share, "weight_decay": weight_decay, "warmup": warmup, "decay_from": decay_from,
+        "clip": clip, "ema": ema, "precision": precision, "accumulate": accumulate,
+        "checkpointing": checkpointing, "compile": compile_model, "channels_last": channels_last,
+        "save_every": save_every, "skip_nonfinite": skip_nonfinite, "skip_broken": skip_broken,
+        "workers": workers, "half_weights": half_weights,
+    }  # fmt: skip
+    from dataclasses import replace
+
     from tfanet.config import preset
     from tfanet.errors import UserError
     from tfanet.files import require_writable
 
-    chosen = {"text_tower": text_tower, "image_size": image_size}
+    options = replace(
+        chosen.options,
+        seed=seed,
+        freeze=tuple(sorted(part.strip() for part in freeze.split(",") if part.strip())),
+        **{name: value for name, value in given.items() if value is not None},
+    )
+    dataset = dataset or chosen.dataset
+    fields = {"text_tower": text_tower, "image_size": image_size}
     config = preset(
-        preset_name,
+        preset_name or chosen.preset,
         token_length=token_length or (22 if dataset == "refcocog" else 17),
         variant=variant,
-        **{field: value for field, value in chosen.items() if value is not None},
+        **{field: value for field, value in fields.items() if value is not None},
     )
-    out = out or Path("runs") / preset_name
+    out = out or Path("runs") / recipe
     require_writable(out / "model.safetensors")
-    if (out / "training.pt").exists() and not resume:
-        raise UserError(f"{out} holds a run already; give --resume to go on with it, or another --out")
+    state = out / "training.pt"
+    if state.exists() and resume is None:
+        raise UserError(f"{out} holds a run already; give --resume auto to go on with it, or another --out")
+    saved = (state if state.exists() else None) if resume == "auto" else resume and Path(resume)
 
     import hashlib
 
@@ -80,44 +171,66 @@ def train(
     from tfanet.data.transforms import TrainingPairs
     from tfanet.model import TFANet
     from tfanet.ops.dispatch import scans_by
-    from tfanet.training.loop import TrainingOptions
     from tfanet.training.loop import train as train_loop
+    from tfanet.training.processes import joined
 
     torch.manual_seed(seed)
     model = TFANet(config)
-    if not resume:
+    if not saved:
         if vmamba_weights:
             model.vmamba.load_official(vmamba_weights)
         if clip_weights:
             model.text.load_pretrained(clip_weights)
     if data is None:
-        data = DEFAULT_ROOT
-        ensure_shapes(data)
+        data = ensure_shapes(DEFAULT_ROOT)
+    measured = validate or chosen.validate
 
-    device = _device(device)
+    def pairs(split: str, count: int | None) -> Subset:
+        found = TrainingPairs(ReferDataset(data, dataset, split), config.image_size, config.token_length)
+        return Subset(found, range(min(count or len(found), len(found))))
 
-    def pairs(split: str) -> TrainingPairs:
-        return TrainingPairs(ReferDataset(data, dataset, split), config.image_size, config.token_length)
-
-    whole, validation = pairs("train"), pairs("val")
-    training = Subset(whole, range(min(limit or len(whole), len(whole))))
-    tokens = whole.tokens[: len(training)].numpy()
-    validation = Subset(validation, range(min(validate, len(validation))))
-    options = TrainingOptions(
-        epochs=epochs, batch=batch, rate=rate, weight_decay=weight_decay, warmup=warmup, seed=seed,
-        workers=workers, device=device, half_weights=half_weights,
-        data=f"{dataset} {hashlib.sha256(tokens.tobytes()).hexdigest()[:16]}",
-    )  # fmt: skip
-    parameters = sum(p.numel() for p in model.parameters())
-    say(f"{preset_name}: {parameters / 1e6:.2f} M parameters, {len(training)} expressions")
-    say(f"on {device}, {scans_by(device.partition(':')[0])}")
-    if train_loop(model, training, validation, out, options, resume=resume):
-        say(f"wrote {out / 'model.safetensors'}")
-        say(f"next: tfanet-eval --engine {out / 'model.safetensors'}")
-    else:
-        say(
-            f"stopped; the state is saved. Go on with: tfanet-train --resume --out {out} and the same options"
+    training = pairs("train", limit)
+    tokens = training.dataset.tokens[: len(training)].numpy()  # pyright: ignore[reportAttributeAccessIssue]
+    names = ("val", "test") if dataset == "refcocog" else ("val", "testA", "testB")
+    splits = {name: pairs(name, measured) for name in names}
+    identity = f"{dataset} {hashlib.sha256(tokens.tobytes()).hexdigest()[:16]}"
+    with joined(_device(device)) as (processes, own_device):
+        if processes.first:
+            parameters = sum(p.numel() for p in model.parameters())
+            say(f"{recipe}: {parameters / 1e6:.2f} M parameters, {len(training)} expressions")
+            many = f"{processes.world} processes, " if processes.world > 1 else ""
+            say(f"on {many}{own_device}, {scans_by(own_device.partition(':')[0])}")
+        options = replace(options, device=own_device, data=identity)
+        finished = train_loop(
+            model,
+            training,
+            splits["val"],
+            out,
+            options,
+            resume=saved or None,
+            processes=processes,
+            splits=splits,
         )
+        if processes.first and finished:
+            say(f"wrote {out / 'model.safetensors'}")
+            say(f"next: tfanet-eval --engine {out / 'model.safetensors'}")
+        elif processes.first:
+            say(f"stopped; the state is saved. Go on with: {_resume_command(processes.world, sys.argv[1:])}")
+
+
+def _resume_command(world: int, arguments: list[str]) -> str:
+    """The command that goes on with this run: its own, with `--resume auto`."""
+    kept, skip = [], False
+    for argument in arguments:
+        if not (skip or argument.startswith("--resume")):
+            kept.append(argument)
+        skip = argument == "--resume"
+    command = shlex.join(["tfanet-train", *kept, "--resume", "auto"])
+    if world == 1:
+        return command
+    here = os.environ.get("LOCAL_WORLD_SIZE", str(world))
+    nodes = "" if int(here) == world else f"--nnodes {world // int(here)} [the same rendezvous] "
+    return f"torchrun {nodes}--nproc-per-node {here} --no-python {command}"
 
 
 def _device(name: str) -> str:

@@ -1,73 +1,38 @@
-"""The training loop: one device, AdamW, gradient clipping, validation every epoch, resumable at any step."""
+"""The training loop: any number of processes, validation every epoch, resumable at any step."""
 
 from __future__ import annotations
 
-import csv
-import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
+from PIL import Image
 from rich.progress import Progress, TextColumn
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from tfanet.checkpoint import save_model
-from tfanet.console import bar
+from tfanet.console import bar, note, say
 from tfanet.errors import UserError, VerificationError
 from tfanet.files import atomic_path
 from tfanet.model import TFANet
-from tfanet.training.losses import Loss, segmentation_loss
-from tfanet.training.schedule import epoch_batches, learning_rate, parameter_groups, set_learning_rate
+from tfanet.pictures import Cell
+from tfanet.training.losses import segmentation_loss
+from tfanet.training.options import TrainingOptions
+from tfanet.training.processes import Processes
+from tfanet.training.records import Records
+from tfanet.training.schedule import epoch_batches, rate_factor, set_rates, shares
 from tfanet.training.state import TrainingState, load_state
+from tfanet.training.steps import Figures, Stepper, choose_precision
+from tfanet.training.trouble import Readable, Stop, collate, describe, stop_on_signal
 
-LOG_COLUMNS: tuple[str, ...] = (
-    "step",
-    "epoch",
-    "loss",
-    "bce",
-    "dice",
-    "rate",
-    "images_per_second",
-    "val_loss",
-    "val_miou",
-)
-
-
-_FREE = ("save_every", "workers", "device")
-
-
-@dataclass(frozen=True)
-class TrainingOptions:
-    """What a run does; a resumed run must share all but `save_every`, `workers` and `device`."""
-
-    epochs: int = 4
-    batch: int = 16
-    rate: float = 1e-3
-    """Peak learning rate; see `schedule.learning_rate`."""
-    weight_decay: float = 1e-2
-    warmup: int = 200
-    """Steps of linear warm-up."""
-    clip: float = 1.0
-    """Largest L2 norm of the gradient."""
-    seed: int = 0
-    save_every: int = 500
-    """Steps between two savings of the training state; an epoch's end saves too."""
-    workers: int = 0
-    """Processes that load data; 0 loads in the training process."""
-    device: str = "cpu"
-    half_weights: bool = False
-    """Store model.safetensors in FP16: half the size; the training state stays FP32."""
-
-    data: str = ""
-    """Identity of the training expressions, so that a run is not resumed on others."""
-
-    def fixed(self) -> dict[str, int | float | str]:
-        """The options that a resumed run must share."""
-        return {name: value for name, value in asdict(self).items() if name not in _FREE}
+SHOWN = 6
+"""Validation pairs whose predictions are drawn."""
 
 
 def train(
@@ -77,174 +42,250 @@ def train(
     out: Path,
     options: TrainingOptions,
     *,
-    resume: bool = False,
+    resume: Path | None = None,
+    processes: Processes | None = None,
+    splits: Mapping[str, Dataset] | None = None,
 ) -> bool:
-    """Train `model` in place and write model.safetensors, training.pt and log.csv into `out`.
+    """Train `model` in place and write into `out`: model.safetensors, best.safetensors, training.pt, records.
 
-    `pairs` and `validation` give the items of `tfanet.data.transforms.TrainingPairs`. Returns False when
-    Ctrl-C or SIGTERM stopped the run: the step under way is finished and the state saved first. A loss,
-    gradient or weight that is not finite raises `VerificationError`; the state of the last saving stays.
+    `pairs` and `validation` give the items of `tfanet.data.transforms.TrainingPairs`; `resume` is the
+    training state to go on from; `splits` are measured at the end, in one table. `model` holds the stored
+    weights afterwards: the moving average, where there is one.
+
+    Returns False when Ctrl-C or SIGTERM stopped the run: the step under way is finished and the state saved
+    first. More trouble than the options allow raises `VerificationError` (something not finite) or
+    `UserError` (pairs that cannot be read); the state of the last saving stays.
     """
-    return _Run(model, pairs, validation, out, options).run(resume)
+    run = _Run(model, pairs, validation, out, options, processes or Processes())
+    finished = run.run(resume)
+    if finished and splits:
+        run.table(splits)
+    return finished
 
 
 class _Run:
     def __init__(
-        self, model: TFANet, pairs: Dataset, validation: Dataset, out: Path, options: TrainingOptions
+        self,
+        model: TFANet,
+        pairs: Dataset,
+        validation: Dataset,
+        out: Path,
+        options: TrainingOptions,
+        processes: Processes,
     ) -> None:
-        self.options, self.out = options, out
-        self.device = torch.device(options.device)
-        self.model = model.to(self.device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self.options = replace(
+            options, precision=choose_precision(options.precision, torch.device(options.device))
+        )
+        self.out, self.processes, self.config = out, processes, model.config
         self.pairs, self.validation = pairs, validation
-        self.optimizer = torch.optim.AdamW(parameter_groups(model, options.weight_decay), lr=options.rate)
         count = len(pairs)  # pyright: ignore[reportArgumentType]
+        pieces = options.accumulate * processes.world
+        if options.batch % pieces:
+            raise UserError(
+                f"a batch of {options.batch} cannot be shared by {processes.world} processes in "
+                f"{options.accumulate} parts each; it must be a multiple of {pieces}"
+            )
         if count < options.batch:
             raise UserError(f"{count} expressions are fewer than one batch of {options.batch}")
+        self.stepper = Stepper(model, self.options, processes)
         self.per_epoch = count // options.batch
         self.total = self.per_epoch * options.epochs
-        self.step = 0
+        start = options.epochs / 2 if options.decay_from is None else options.decay_from
+        self.decay_from = start * self.per_epoch
+        self.step = self.validated = self.skipped = 0
+        self.best = -1.0
+        self.broken: set[int] = set()
 
-    def run(self, resume: bool) -> bool:
-        torch.manual_seed(self.options.seed)
+    def run(self, resume: Path | None) -> bool:
+        torch.manual_seed(self.options.seed + self.processes.rank)
         if resume:
-            self._restore(load_state(self.out / "training.pt", self.model.config, self.options.fixed()))
-        log = _Log(self.out / "log.csv", keep_until=self.step)
-        with _stop_on_signal() as stop, bar(TextColumn("{task.fields[note]}")) as progress:
-            task = progress.add_task("training", total=self.total, completed=self.step, note="")
-            while self.step < self.total:
-                self._epoch(log, progress, task, stop)
-                if self.step == self.total or self.step % self.per_epoch == 0:
-                    loss, miou = self._validate()
-                    log.write(step=self.step, epoch=self.step // self.per_epoch, val_loss=loss, val_miou=miou)
-                    progress.console.print(f"epoch {self.step // self.per_epoch}: validation mIoU {miou:.3f}")
-                self._save()
-                if stop.requested:
+            self._restore(load_state(resume, self.config, self.options.fixed()))
+        first = self.processes.first
+        if first:
+            for stale in (*self.out.glob(".training-*.pt"), *self.out.glob(".*-*.safetensors")):
+                stale.unlink(missing_ok=True)  # of a run that was killed while it wrote
+        records = Records(self.out, keep_until=self.step) if first else None
+        shown = bar(TextColumn("{task.fields[note]}")) if first else nullcontext()
+        with stop_on_signal() as stop, shown as progress:
+            if progress:
+                progress.add_task("training", total=self.total, completed=self.step, note="")
+            stopped = False
+            while True:
+                epoch, rest = divmod(self.step, self.per_epoch)
+                if rest == 0 and epoch > self.validated:
+                    self._save()  # validation may take long: what is done is safe
+                    self._validate(epoch, records, progress)
+                    self._save()
+                if self.step == self.total or stopped:
                     break
+                stopped = self._epoch(records, progress, stop)
+                if stopped and self.step % self.per_epoch:
+                    self._save()
+        if records:
+            records.close()
+        self.stepper.model.load_state_dict(self.stepper.weights.state_dict())
         return self.step == self.total
 
-    def _epoch(self, log: _Log, progress: Progress, task, stop: _Stop) -> None:
+    def table(self, splits: Mapping[str, Dataset]) -> None:
+        """Print and write into splits.csv what the stored weights reach on each of `splits`, in percent."""
+        lines = ["split,expressions,mIoU,oIoU"]
+        for name, pairs in splits.items():
+            figures, _ = evaluate(self.stepper, pairs, self._loader, 0)
+            count = len(pairs)  # pyright: ignore[reportArgumentType]
+            lines.append(f"{name},{count},{100 * figures['val_miou']:.2f},{100 * figures['val_oiou']:.2f}")
+        if self.processes.first:
+            with atomic_path(self.out / "splits.csv") as temporary:
+                temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+            for line in lines:
+                split, *values = line.split(",")
+                say(f"{split:<8}" + "".join(f"{value:>13}" for value in values))
+
+    def _epoch(self, records: Records | None, progress: Progress | None, stop: Stop) -> bool:
+        """Train to the epoch's end or until a process is asked to stop; returns whether that was so."""
+        options, processes = self.options, self.processes
         epoch, done = divmod(self.step, self.per_epoch)
-        batches = epoch_batches(len(self.pairs), self.options.batch, self.options.seed, epoch, done)  # pyright: ignore
-        self.model.train()
+        batches = epoch_batches(len(self.pairs), options.batch, options.seed, epoch, done)  # pyright: ignore
+        own = list(shares(batches, options.accumulate, processes.rank, processes.world))
         started, start_step = time.perf_counter(), self.step
-        for batch in self._loader(self.pairs, batches):
-            rate = learning_rate(self.step, self.total, self.options.rate, self.options.warmup)
-            set_learning_rate(self.optimizer, rate)
-            loss = self._train_step(batch)
+        loader = self._loader(Readable(self.pairs, options.skip_broken > 0), own)
+        parts_of_batches = iter(loader)
+        while parts := list(islice(parts_of_batches, options.accumulate)):
+            factor = rate_factor(self.step, self.total, options.warmup, self.decay_from)
+            set_rates(self.stepper.optimizer, factor)
+            for part in parts:
+                self._report_broken(part["broken"])
+            figures = self.stepper.step(parts, stop.requested)
             self.step += 1
-            speed = (self.step - start_step) * self.options.batch / (time.perf_counter() - started)
-            values = {"loss": loss.total.item(), "bce": loss.bce.item(), "dice": loss.dice.item()}
-            log.write(step=self.step, epoch=epoch, rate=rate, images_per_second=speed, **values)
-            progress.update(
-                task, completed=self.step, note=f"loss {values['loss']:.3f}  {speed:.0f} images/s"
-            )
-            if stop.requested:
-                return
-            if self.step % self.options.save_every == 0 and self.step % self.per_epoch:
+            if not figures.done:
+                self._report_not_finite(parts, figures)
+            speed = (self.step - start_step) * options.batch / (time.perf_counter() - started)
+            if records and progress:
+                records.write(
+                    step=self.step, epoch=epoch, loss=figures.loss, bce=figures.bce, dice=figures.dice,
+                    norm=figures.norm, rate=factor * options.rate, images_per_second=speed,
+                )  # fmt: skip
+                text = f"loss {figures.loss:.3f}  {speed:.0f} images/s"
+                progress.update(progress.task_ids[0], completed=self.step, note=text)
+            if figures.stop:
+                return True
+            if self.step % options.save_every == 0 and self.step % self.per_epoch:
                 self._save()
+        return False
 
-    def _train_step(self, batch: dict[str, Tensor]) -> Loss:
-        batch = {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
-        loss = segmentation_loss(self.model(batch["image"], batch["tokens"]), batch["mask"])
-        if not torch.isfinite(loss.total):
-            raise VerificationError(f"the loss is {loss.total.item()} at step {self.step + 1}; lower --rate")
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.total.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.options.clip)
-        if not torch.isfinite(norm):
-            raise VerificationError(f"a gradient is not finite at step {self.step + 1}; lower --rate")
-        self.optimizer.step()
-        return loss
+    def _report_broken(self, found: list[tuple[int, str]]) -> None:
+        for index, reason in found:
+            if index not in self.broken:
+                self.broken.add(index)
+                note(f"left out: {describe(self.pairs, index)}: {reason}")
+        if len(self.broken) > self.options.skip_broken:
+            raise UserError(f"{len(self.broken)} pairs cannot be read; repair them or raise --skip-broken")
 
-    @torch.inference_mode()
-    def _validate(self) -> tuple[float, float]:
-        """Mean loss and mean IoU at the model's own S x S; `tfanet-eval` measures at the images' sizes."""
-        self.model.eval()
-        count = len(self.validation)  # pyright: ignore[reportArgumentType]
-        batches = [list(range(i, min(i + 32, count))) for i in range(0, count, 32)]
-        loss = iou = 0.0
-        for batch in self._loader(self.validation, batches):
-            batch = {name: tensor.to(self.device) for name, tensor in batch.items()}
-            logits, truth = self.model(batch["image"], batch["tokens"]), batch["mask"] > 0
-            mask = logits > 0
-            union = (mask | truth).sum((1, 2)).clamp(min=1)
-            iou += ((mask & truth).sum((1, 2)) / union).sum().item()
-            loss += segmentation_loss(logits, batch["mask"]).total.item() * len(mask)
-        return loss / count, iou / count
+    def _report_not_finite(self, parts: list[dict[str, Any]], figures: Figures) -> None:
+        self.skipped += 1
+        own = [describe(self.pairs, index) for part in parts for index in part["index"].tolist()]
+        names = "; ".join(name for names in self.processes.gather(own) for name in names)
+        what = f"the loss is {figures.loss}, the gradient's norm {figures.norm} at step {self.step}: {names}"
+        if self.skipped > self.options.skip_nonfinite:
+            raise VerificationError(f"{what}; lower --rate, or leave such batches out with --skip-nonfinite")
+        if self.processes.first:
+            note(f"left out: {what}")
+
+    def _validate(self, epoch: int, records: Records | None, progress: Progress | None) -> None:
+        figures, cells = evaluate(self.stepper, self.validation, self._loader, SHOWN)
+        self.validated = epoch
+        if figures["val_miou"] > self.best:
+            self.best = figures["val_miou"]
+            self._store("best.safetensors")
+        if records and progress:
+            records.write(step=self.step, epoch=epoch, **figures)
+            records.show(cells, self.step)
+            progress.console.print(f"epoch {epoch}: validation mIoU {figures['val_miou']:.3f}")
 
     def _loader(self, pairs: Dataset, batches: list[list[int]]) -> DataLoader:
         # Its own generator: the loader would draw from torch's, and a resumed run would go another way.
         return DataLoader(
-            pairs, batch_sampler=batches, num_workers=self.options.workers, generator=torch.Generator()
+            pairs,
+            batch_sampler=batches,
+            num_workers=self.options.workers,
+            generator=torch.Generator(),
+            collate_fn=collate,
+            pin_memory=self.stepper.device.type == "cuda",
         )
 
     def _save(self) -> None:
-        for name, tensor in self.model.state_dict().items():
+        for name, tensor in self.stepper.model.state_dict().items():
             if not torch.isfinite(tensor).all():
                 raise VerificationError(f"{name} is not finite after step {self.step}; lower --rate")
-        TrainingState(
-            config=self.model.config.to_json(),
-            options=self.options.fixed(),
-            step=self.step,
-            model=self.model.state_dict(),
-            optimizer=self.optimizer.state_dict(),
-            rng=torch.get_rng_state(),
-            cuda_rng=torch.cuda.get_rng_state_all() if self.device.type == "cuda" else [],
-        ).save(self.out / "training.pt")
-        dtype = torch.float16 if self.options.half_weights else torch.float32
-        notes = {"training": f"step {self.step} of {self.total}"}
-        save_model(self.model, self.out / "model.safetensors", dtype=dtype, notes=notes)
+        cuda = self.stepper.device if self.stepper.device.type == "cuda" else None
+        own = (torch.get_rng_state(), torch.cuda.get_rng_state(cuda) if cuda else None)
+        rng = self.processes.gather(own)
+        if self.processes.first:
+            TrainingState(
+                config=self.config.to_json(),
+                options=self.options.fixed(),
+                step=self.step,
+                validated=self.validated,
+                best=self.best,
+                skipped=self.skipped,
+                trained=self.stepper.state(),
+                rng=[cpu for cpu, _ in rng],
+                cuda_rng=[gpu for _, gpu in rng],
+            ).save(self.out / "training.pt")
+        self._store("model.safetensors")
+
+    def _store(self, name: str) -> None:
+        if self.processes.first:
+            dtype = torch.float16 if self.options.half_weights else torch.float32
+            notes = {"training": f"step {self.step} of {self.total}"}
+            save_model(self.stepper.weights, self.out / name, dtype=dtype, notes=notes)
 
     def _restore(self, state: TrainingState) -> None:
-        self.model.load_state_dict(state.model)
-        self.optimizer.load_state_dict(state.optimizer)
-        torch.set_rng_state(state.rng)
-        if self.device.type == "cuda" and state.cuda_rng:
-            torch.cuda.set_rng_state_all(state.cuda_rng)
-        self.step = state.step
+        self.stepper.load_state(state.trained)
+        self.step, self.validated = state.step, state.validated
+        self.best, self.skipped = state.best, state.skipped
+        rank = self.processes.rank
+        if len(state.rng) != self.processes.world:
+            # Other processes than before: the draws go on anew, the same at every such resumption.
+            torch.manual_seed(self.options.seed + rank + 1_000_003 * state.step)
+            return
+        torch.set_rng_state(state.rng[rank])
+        cuda_rng = state.cuda_rng[rank]
+        if self.stepper.device.type == "cuda" and cuda_rng is not None:
+            torch.cuda.set_rng_state(cuda_rng, self.stepper.device)
 
 
-class _Log:
-    """log.csv: a row a step, and a row with the validation figures after each epoch."""
+@torch.inference_mode()
+def evaluate(
+    stepper: Stepper, pairs: Dataset, loader: Any, shown: int
+) -> tuple[dict[str, float], list[Cell]]:
+    """Mean loss, mean and overall IoU at the model's own S x S over all processes, and the first few pairs.
 
-    def __init__(self, path: Path, keep_until: int) -> None:
-        kept = _rows_until(path, keep_until) if keep_until else []
-        with atomic_path(path) as temporary, temporary.open("w", newline="") as file:
-            writer = csv.DictWriter(file, LOG_COLUMNS)
-            writer.writeheader()
-            writer.writerows(kept)
-        self.file = path.open("a", newline="", buffering=1)
-        self.writer = csv.DictWriter(self.file, LOG_COLUMNS)
-
-    def write(self, **values: float) -> None:
-        row = {name: f"{value:.6g}" if isinstance(value, float) else value for name, value in values.items()}
-        self.writer.writerow(row)
-
-
-def _rows_until(path: Path, step: int) -> list[dict[str, str]]:
-    """The whole rows up to `step`; a row that a crash tore has fewer columns or no number for its step."""
-    if not path.is_file():
-        return []
-    with path.open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if None not in row.values() and row["step"].isdigit()]
-    return [row for row in rows if int(row["step"]) <= step]
-
-
-class _Stop:
-    requested = False
+    A pair that cannot be read raises `UserError`: figures are of all pairs or of none. `tfanet-eval` measures
+    at the pictures' sizes.
+    """
+    processes = stepper.processes
+    count = len(pairs)  # pyright: ignore[reportArgumentType]
+    batches = [list(range(i, min(i + 32, count))) for i in range(0, count, 32)]
+    model = stepper.weights.eval()
+    sums = torch.zeros(4, dtype=torch.float64)
+    cells: list[Cell] = []
+    for part in loader(Readable(pairs, False), batches[processes.rank :: processes.world]):
+        batch = stepper.move(part)
+        with stepper.autocast():
+            logits = model(batch["image"], batch["tokens"])
+        mask, truth = logits > 0, batch["mask"] > 0
+        common, union = (mask & truth).sum((1, 2)), (mask | truth).sum((1, 2))
+        iou = common / union.clamp(min=1)
+        loss = segmentation_loss(logits, batch["mask"]).total * len(mask)
+        sums += torch.stack([loss, iou.sum(), common.sum(), union.sum()]).double().cpu()
+        for place in range(min(shown - len(cells), len(mask)) if processes.first else 0):
+            name = describe(pairs, int(part["index"][place]))
+            cells.append(_cell(part["image"][place], name, mask[place], truth[place], iou[place].item()))
+    loss, iou, common, union = processes.total(sums.to(stepper.device)).tolist()
+    return {"val_loss": loss / count, "val_miou": iou / count, "val_oiou": common / max(union, 1)}, cells
 
 
-@contextmanager
-def _stop_on_signal() -> Iterator[_Stop]:
-    """Turn Ctrl-C and SIGTERM into a request to stop after the current step."""
-    stop = _Stop()
-
-    def request(number: int, frame: object) -> None:
-        stop.requested = True
-
-    previous = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+def _cell(image: Tensor, name: str, mask: Tensor, truth: Tensor, iou: float) -> Cell:
+    return Cell(
+        Image.fromarray(image.numpy()), name, mask=mask.cpu().numpy(), truth=truth.cpu().numpy(), iou=iou
+    )

@@ -1,36 +1,53 @@
-"""AdamW's parameter groups and the learning rate over the steps."""
+"""AdamW's parameter groups, the learning rate over the steps, and who computes which pairs when."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import nn
 
 NO_DECAY_NAMES = ("A_logs", "Ds", "gamma", "alpha", "embedding")
 """Parameters that weight decay would pull away from their meaning, whatever their rank."""
+_MODULES = {"vmamba": "backbone", "text": "text"}
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Two groups: matrices and kernels with decay; norms, biases and `NO_DECAY_NAMES` without."""
-    decay, keep = [], []
+def part_of(name: str) -> str:
+    """The part of the model, of `options.PARTS`, that the parameter `name` belongs to."""
+    return _MODULES.get(name.partition(".")[0], "rest")
+
+
+def parameter_groups(model: nn.Module, weight_decay: float, rates: Mapping[str, float]) -> list[dict]:
+    """Two groups a part: matrices and kernels with decay; norms, biases and `NO_DECAY_NAMES` without.
+
+    `rates` is the peak rate of each of `options.PARTS`; a group keeps its own as `peak`. Parameters without
+    gradient are in no group, and no group is empty.
+    """
+    groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
-        plain = parameter.ndim <= 1 or name.endswith("bias") or any(word in name for word in NO_DECAY_NAMES)
-        (keep if plain else decay).append(parameter)
-    return [{"params": decay, "weight_decay": weight_decay}, {"params": keep, "weight_decay": 0.0}]
+        if parameter.requires_grad:
+            plain = parameter.ndim <= 1 or name.endswith("bias") or any(n in name for n in NO_DECAY_NAMES)
+            groups.setdefault((part_of(name), plain), []).append(parameter)
+    return [
+        {"params": found, "weight_decay": 0.0 if plain else weight_decay, "part": part, "peak": rates[part]}
+        for (part, plain), found in groups.items()
+    ]
 
 
-def learning_rate(step: int, total: int, peak: float, warmup: int) -> float:
-    """Rate at `step` (from 0) of `total`: linear warm-up, constant to the half, then linear to zero.
+def rate_factor(step: int, total: int, warmup: int, decay_from: float) -> float:
+    """Share of the peak rate at `step` (from 0) of `total`: linear warm-up, constant, linear to zero.
 
-    The paper decays from epoch 25 of 50 and leaves the form open; the first steps are warmed up.
+    It falls from step `decay_from` on. The paper decays from epoch 25 of 50 and leaves the form open.
     """
     rise = min(1.0, (step + 1) / max(warmup, 1))
-    fall = min(1.0, 2 * (total - step) / max(total, 1))
-    return peak * min(rise, fall)
+    fall = min(1.0, (total - step) / max(total - decay_from, 1))
+    return min(rise, fall)
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+def set_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Give each group its peak rate times `factor`."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = group["peak"] * factor
 
 
 def epoch_batches(count: int, batch: int, seed: int, epoch: int, start: int = 0) -> list[list[int]]:
@@ -41,3 +58,15 @@ def epoch_batches(count: int, batch: int, seed: int, epoch: int, start: int = 0)
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
     order = torch.randperm(count, generator=generator).tolist()
     return [order[i : i + batch] for i in range(start * batch, count - batch + 1, batch)]
+
+
+def shares(batches: list[list[int]], parts: int, rank: int, world: int) -> Iterator[list[int]]:
+    """What process `rank` of `world` computes: of every batch `parts` pieces, one after the other.
+
+    Together the processes compute every pair of a batch once. A batch is a multiple of parts x world.
+    """
+    for batch in batches:
+        size = len(batch) // (parts * world)
+        for part in range(parts):
+            first = (part * world + rank) * size
+            yield batch[first : first + size]

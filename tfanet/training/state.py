@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from tfanet.config import TFANetConfig
 from tfanet.errors import UserError
 from tfanet.files import atomic_path, require_file
 
-FORMAT = "tfanet-training-1"
+FORMAT = "tfanet-training-2"
 
 
 @dataclass
@@ -22,16 +23,22 @@ class TrainingState:
 
     config: str
     """`TFANetConfig.to_json`."""
-    options: dict[str, int | float | str]
+    options: dict[str, Any]
     """Options that must be the same when the run goes on."""
     step: int
-    """Optimizer steps done."""
-    model: dict[str, Tensor]
-    optimizer: dict
-    rng: Tensor
-    """State of torch's CPU generator (stochastic depth draws from it)."""
-    cuda_rng: list[Tensor]
-    """The same of each GPU's; empty where there is none."""
+    """Optimizer steps done, which tells the place in the data too."""
+    validated: int
+    """Epochs that have been validated."""
+    best: float
+    """The best mean IoU so far."""
+    skipped: int
+    """Batches left out because something was not finite."""
+    trained: dict[str, Any]
+    """`Stepper.state`: model, moving average, optimizer, scaler."""
+    rng: list[Tensor]
+    """State of torch's CPU generator in each process (stochastic depth draws from it)."""
+    cuda_rng: list[Tensor | None]
+    """The same of each process's GPU."""
 
     def save(self, path: Path) -> None:
         """Write to `path` atomically; `UserError` when the disk is full."""
@@ -42,7 +49,7 @@ class TrainingState:
                 raise UserError(f"cannot write {path}: {str(error).splitlines()[0]}") from error
 
 
-def load_state(path: Path, config: TFANetConfig, options: dict[str, int | float | str]) -> TrainingState:
+def load_state(path: Path, config: TFANetConfig, options: dict[str, Any]) -> TrainingState:
     """Read a training state and hold it against the run that is to go on.
 
     Raises `UserError` when the file is missing, damaged, of another kind, or of a run with other settings.
@@ -55,7 +62,7 @@ def load_state(path: Path, config: TFANetConfig, options: dict[str, int | float 
             f"training state {path} is damaged or of another kind; train without --resume"
         ) from error
     if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
-        raise UserError(f"{path} is no training state of this version; train without --resume")
+        raise UserError(f"{path} is no training state of this version; begin a new run in another --out")
     state = TrainingState(**values)
     if TFANetConfig.from_json(state.config) != config:
         raise UserError(f"{path} is a run of another model config; use its preset or another --out")

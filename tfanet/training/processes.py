@@ -1,0 +1,90 @@
+"""The processes of one run: `torchrun` starts them, on any number of GPUs and machines."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.nn.functional as collective
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process's `rank` among `world`; every method is called by all of them at the same place."""
+
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that writes and speaks."""
+        return self.rank == 0
+
+    def total(self, values: Tensor) -> Tensor:
+        """The sum over the processes, in place."""
+        if self.world > 1:
+            dist.all_reduce(values)
+        return values
+
+    def gather(self, value: Any) -> list[Any]:
+        """Everybody's `value`, by rank."""
+        if self.world == 1:
+            return [value]
+        found: list[Any] = [None] * self.world
+        dist.all_gather_object(found, value)
+        return found
+
+
+@contextmanager
+def joined(device: str) -> Iterator[tuple[Processes, str]]:
+    """Join the run that `torchrun` started, if it did: the processes and this one's device, cuda:N or cpu."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world == 1:
+        yield Processes(), device
+        return
+    if device.startswith("cuda"):
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    try:
+        yield Processes(dist.get_rank(), dist.get_world_size()), device
+    finally:
+        dist.destroy_process_group()
+
+
+class _SyncedOnCpu(nn.BatchNorm2d):
+    """`nn.SyncBatchNorm`, which PyTorch has for GPUs alone, by plain collectives; for equal shares."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(input)
+        count = input.numel() // input.shape[1] * dist.get_world_size()
+        mean = collective.all_reduce(input.sum((0, 2, 3))) / count
+        centred = input - mean[:, None, None]
+        variance = collective.all_reduce(centred.square().sum((0, 2, 3))) / count
+        with torch.no_grad():
+            momentum = self.momentum or 0.1
+            assert self.running_mean is not None
+            assert self.running_var is not None
+            assert self.num_batches_tracked is not None
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean, momentum)
+            self.running_var.lerp_(variance * count / max(count - 1, 1), momentum)
+        normal = centred * torch.rsqrt(variance + self.eps)[:, None, None]
+        return normal * self.weight[:, None, None] + self.bias[:, None, None]
+
+
+def synchronise_norms(model: nn.Module, device: torch.device) -> nn.Module:
+    """`model` with BatchNorm over the batch of all processes, under the same parameter names."""
+    if device.type == "cuda":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    for module in model.modules():
+        if type(module) is nn.BatchNorm2d:
+            module.__class__ = _SyncedOnCpu
+    return model

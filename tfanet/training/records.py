@@ -1,0 +1,113 @@
+"""What a run leaves to be seen: log.csv, curves.png, predictions.png and TensorBoard's files."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from tfanet.errors import UserError
+from tfanet.files import atomic_path
+from tfanet.pictures import Cell, contact_sheet, save_picture
+
+LOG_COLUMNS: tuple[str, ...] = (
+    "step", "epoch", "loss", "bce", "dice", "norm", "rate", "images_per_second", "val_loss", "val_miou",
+    "val_oiou",
+)  # fmt: skip
+_CURVES = {
+    "loss": ("loss", "val_loss"),
+    "IoU on val": ("val_miou", "val_oiou"),
+    "learning rate": ("rate",),
+}
+
+
+class Records:
+    """The files in `out`; a resumed run keeps rows up to its step. `UserError` where none can be written."""
+
+    def __init__(self, out: Path, keep_until: int) -> None:
+        self.out, self.log = out, out / "log.csv"
+        rows = _rows_until(self.log, keep_until) if keep_until else []
+        with atomic_path(self.log) as temporary, temporary.open("w", newline="") as file:
+            writer = csv.DictWriter(file, LOG_COLUMNS)
+            writer.writeheader()
+            writer.writerows(rows)
+        from torch.utils.tensorboard import SummaryWriter
+
+        with _written(out / "tensorboard"):
+            self.board = SummaryWriter(out / "tensorboard", purge_step=keep_until + 1)
+            self.file = self.log.open("a", newline="", buffering=1)
+        self.writer = csv.DictWriter(self.file, LOG_COLUMNS)
+
+    def write(self, **values: float) -> None:
+        """A row of log.csv, and its figures for TensorBoard."""
+        row = {name: f"{value:.6g}" if isinstance(value, float) else value for name, value in values.items()}
+        with _written(self.log):
+            self.writer.writerow(row)
+            for name in values.keys() - {"step", "epoch"}:
+                group = "validation" if name.startswith("val_") else "training"
+                self.board.add_scalar(f"{group}/{name.removeprefix('val_')}", values[name], values["step"])
+
+    def show(self, cells: Sequence[Cell], step: int) -> None:
+        """Predictions on the same few validation pairs, and the curves so far."""
+        sheet = contact_sheet(cells, columns=2, title=f"step {step}")
+        save_picture(sheet, self.out / "predictions.png")
+        curves = draw_curves(_rows_until(self.log, step))
+        save_picture(curves, self.out / "curves.png")
+        import numpy as np
+
+        with _written(self.out / "tensorboard"):
+            self.board.add_image("validation/predictions", np.asarray(sheet), step, dataformats="HWC")
+
+    def flush(self) -> None:
+        with _written(self.out / "tensorboard"):
+            self.board.flush()
+
+    def close(self) -> None:
+        with _written(self.out / "tensorboard"):
+            self.board.close()
+            self.file.close()
+
+
+def draw_curves(rows: list[dict[str, str]]) -> Image.Image:
+    """The curves of log.csv's `rows` against the step, as one picture."""
+    import io
+
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 3.6), layout="constrained")
+    for place, (title, names) in enumerate(_CURVES.items(), 1):
+        axes = figure.add_subplot(1, len(_CURVES), place)
+        for name in names:
+            points = [(int(row["step"]), float(row[name])) for row in rows if row.get(name)]
+            axes.plot([x for x, _ in points], [y for _, y in points], label=name, linewidth=1)
+        axes.set(title=title, xlabel="step")
+        axes.grid(alpha=0.3)
+        axes.legend()
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=110)
+    content.seek(0)
+    return Image.open(content).convert("RGB")
+
+
+def _rows_until(path: Path, step: int) -> list[dict[str, str]]:
+    """The whole rows up to `step`; a row that a crash tore has fewer columns or no number for its step."""
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        if next(csv.reader(file), []) != list(LOG_COLUMNS):
+            return []
+        rows: list[dict[str, Any]] = list(csv.DictReader(file, LOG_COLUMNS))
+    whole = [row for row in rows if None not in row.values() and row["step"].isdigit()]
+    return [row for row in whole if int(row["step"]) <= step]
+
+
+@contextmanager
+def _written(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error

@@ -1,0 +1,157 @@
+"""One optimizer step: precision, accumulation, gradients over all processes, clipping, the moving average."""
+
+from __future__ import annotations
+
+import math
+from contextlib import nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
+from torch.utils.checkpoint import checkpoint
+
+from tfanet.model import TFANet
+from tfanet.training.losses import segmentation_loss
+from tfanet.training.options import TrainingOptions
+from tfanet.training.processes import Processes, synchronise_norms
+from tfanet.training.schedule import parameter_groups, part_of
+
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Figures(NamedTuple):
+    """Of one step, over all processes; `stop` is whether one of them was asked to stop."""
+
+    loss: float
+    bce: float
+    dice: float
+    norm: float
+    """L2 norm of the gradient before clipping."""
+    stop: bool
+    done: bool
+    """False where something was not finite: then no weight and no statistic has changed."""
+
+
+class Stepper:
+    """The model on its device with its optimizer; `weights` is what is validated and stored."""
+
+    def __init__(self, model: TFANet, options: TrainingOptions, processes: Processes) -> None:
+        self.options, self.processes = options, processes
+        self.device = torch.device(options.device)
+        self.precision = choose_precision(options.precision, self.device)
+        self.model = model.to(self.device)
+        if options.channels_last:
+            self.model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(part_of(name) not in options.freeze)
+        self.ema = _moving_average(model, options.ema) if options.ema else None
+        if options.checkpointing:
+            for stage in model.vmamba.stages:
+                stage.blocks = _Checkpointed(*stage.blocks)
+        self.call: nn.Module = model
+        if processes.world > 1:
+            synchronise_norms(model, self.device)
+            self.call = DistributedDataParallel(model, broadcast_buffers=False)
+        if options.compile:
+            self.call.compile()
+        rates = {"backbone": options.backbone_share, "text": options.text_share, "rest": 1.0}
+        peaks = {part: share * options.rate for part, share in rates.items()}
+        self.optimizer = torch.optim.AdamW(
+            parameter_groups(model, options.weight_decay, peaks), lr=options.rate
+        )
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
+
+    @property
+    def weights(self) -> TFANet:
+        """The moving average where there is one, else the model."""
+        return self.model if self.ema is None else self.ema.module  # pyright: ignore[reportReturnType]
+
+    def autocast(self) -> torch.autocast:
+        dtype = _DTYPES.get(self.precision)
+        return torch.autocast(self.device.type, dtype or torch.bfloat16, enabled=dtype is not None)
+
+    def move(self, batch: dict[str, Any]) -> dict[str, Any]:
+        names = ("image", "tokens", "mask")
+        return {name: batch[name].to(self.device, non_blocking=True) for name in names}
+
+    def step(self, parts: list[dict[str, Any]], stop: bool) -> Figures:
+        """Train on this process's `parts` of one batch."""
+        statistics = [buffer.clone() for buffer in self.model.buffers()]
+        self.optimizer.zero_grad(set_to_none=True)
+        sums = torch.zeros(4, device=self.device)
+        self.model.train()
+        for number, part in enumerate(parts):
+            batch = self.move(part)
+            last = number == len(parts) - 1
+            held = (
+                nullcontext()
+                if last or not isinstance(self.call, DistributedDataParallel)
+                else self.call.no_sync()
+            )
+            with held:
+                with self.autocast():
+                    logits = self.call(batch["image"], batch["tokens"])
+                loss = segmentation_loss(logits, batch["mask"])
+                self.scaler.scale(loss.total / len(parts)).backward()
+            sums[:3] += torch.stack([term.detach() for term in loss]) / (len(parts) * self.processes.world)
+        sums[3] = float(stop)
+        self.scaler.unscale_(self.optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.options.clip).item()
+        total, bce, dice, stops = self.processes.total(sums).tolist()
+        # With a scaler an infinite gradient is its business: it leaves the step out and scales less.
+        done = math.isfinite(total) and (math.isfinite(norm) or self.scaler.is_enabled())
+        if done:
+            self.scaler.step(self.optimizer)
+            if self.ema is not None:
+                self.ema.update_parameters(self.model)
+        else:
+            for buffer, before in zip(self.model.buffers(), statistics, strict=True):
+                buffer.copy_(before)
+        self.scaler.update()
+        return Figures(total, bce, dice, norm, stops > 0, done)
+
+    def state(self) -> dict[str, Any]:
+        """Everything that a step changes; see `load_state`."""
+        return {
+            "model": self.model.state_dict(),
+            "ema": None if self.ema is None else self.ema.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        if self.ema is not None:
+            self.ema.load_state_dict(state["ema"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+
+
+def choose_precision(name: str, device: torch.device) -> str:
+    """`auto` made one of the others: bf16 on a GPU that has it, else fp32."""
+    if name != "auto":
+        return name
+    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(False) else "fp32"
+
+
+def _moving_average(model: TFANet, decay: float) -> AveragedModel:
+    def average(averages: Any, current: Any, count: Tensor | int) -> None:
+        weight = 1 - min(decay, (1 + float(count)) / (10 + float(count)))
+        for mean, value in zip(averages, current, strict=True):
+            if mean.is_floating_point():
+                mean.lerp_(value, weight)
+            else:
+                mean.copy_(value)
+
+    return AveragedModel(model, multi_avg_fn=average, use_buffers=True)
+
+
+class _Checkpointed(nn.Sequential):
+    """The same modules under the same names; activations inside each are computed again for gradients."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        for module in self:
+            input = checkpoint(module, input, use_reentrant=False)  # pyright: ignore[reportAssignmentType]
+        return input
