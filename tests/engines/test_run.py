@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+from types import SimpleNamespace
+
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from onnx import TensorProto, helper
@@ -12,7 +16,7 @@ from played import write_sidecar
 import tfanet
 from tfanet.checkpoint import save_model
 from tfanet.errors import UserError
-from tfanet_engines import open_engine
+from tfanet_engines import open_engine, ort_session
 
 CPU = ["CPUExecutionProvider"]
 
@@ -159,3 +163,55 @@ def test_the_sidecar_has_the_config_where_the_onnx_file_lost_it(tmp_path, small_
 def test_bad_arguments(onnx_file, arguments, message):
     with pytest.raises(UserError, match=message):
         open_engine(onnx_file, **arguments)
+
+
+class PlayedProvider:
+    """The wheel of TensorRT-RTX's provider and what ONNX Runtime has of it, with or without a GPU."""
+
+    def __init__(self, monkeypatch, gpus):
+        self.registered, self.devices = [], [SimpleNamespace(ep_name=ort_session.CPU)]
+        self.gpus = [SimpleNamespace(ep_name=ort_session.RTX) for _ in range(gpus)]
+        wheel = SimpleNamespace(get_library_path=lambda: "libprovider.so")
+        monkeypatch.setitem(sys.modules, ort_session.RTX_PLUGIN, wheel)
+        monkeypatch.setattr(ort_session, "find_spec", lambda name: wheel)
+        monkeypatch.setattr(onnxruntime, "get_ep_devices", lambda: self.devices)
+        monkeypatch.setattr(onnxruntime, "register_execution_provider_library", self.register)
+
+    def register(self, name, path):
+        self.registered.append((name, path))
+        self.devices = [*self.devices, *self.gpus]
+
+
+RTX_FIRST = [ort_session.RTX, "CPUExecutionProvider"]
+
+
+def test_the_rtx_provider_without_its_wheel(onnx_file, monkeypatch):
+    monkeypatch.setattr(ort_session, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="pip install onnxruntime-ep-nv-tensorrt-rtx"):
+        open_engine(onnx_file, providers=RTX_FIRST)
+
+
+def test_the_rtx_provider_without_a_gpu(onnx_file, monkeypatch):
+    PlayedProvider(monkeypatch, gpus=0)
+    with pytest.raises(UserError, match="NvTensorRTRTXExecutionProvider finds no GPU"):
+        open_engine(onnx_file, providers=RTX_FIRST)
+
+
+def test_the_rtx_provider_is_registered_once_and_gets_one_gpu(onnx_file, monkeypatch):
+    provider = PlayedProvider(monkeypatch, gpus=2)
+    given = []
+
+    class Options:
+        def __init__(self):
+            self.log_severity_level = None
+
+        def add_provider_for_devices(self, devices, options):
+            given.append((devices, options))
+
+    session = SimpleNamespace(get_providers=lambda: RTX_FIRST)
+    monkeypatch.setattr(onnxruntime, "SessionOptions", Options)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", lambda path, options, enable_fallback: session)
+    for _ in range(2):
+        assert ort_session.open_session(onnx_file, RTX_FIRST) is session
+    assert provider.registered == [(ort_session.RTX, "libprovider.so")]
+    assert given == [(provider.gpus[:1], {})] * 2
