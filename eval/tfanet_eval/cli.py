@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tfanet.console import new_app, run, say
+from tfanet.console import new_app, run, say, working
+from tfanet_eval.report_cli import report, require_page
 
 if TYPE_CHECKING:
     from tfanet_eval.accuracy import Evaluation
@@ -60,6 +61,9 @@ def evaluate_engine(
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted --results file.")] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write every figure here.")] = None,
     sheet: Annotated[Path | None, typer.Option(help="Write a picture of sampled predictions here.")] = None,
+    report_file: Annotated[
+        Path | None, typer.Option("--report", help="Write a page of figures, charts and predictions here.")
+    ] = None,
 ) -> None:
     """Report mIoU, oIoU, P@X and time, and check the engine against its PyTorch reference."""
     if context.invoked_subcommand is not None:
@@ -72,6 +76,8 @@ def evaluate_engine(
         require_writable(json_file)
     if sheet is not None:
         require_picture(sheet)
+    if report_file is not None:
+        require_page(report_file)
     if resume and results is None:
         raise UserError("--resume continues a results file; name it with --results FILE.jsonl")
 
@@ -96,6 +102,8 @@ def evaluate_engine(
         say(f"wrote {results}")
     if sheet is not None:
         _write_sheet(request, sheet)
+    if report_file is not None:
+        _write_report(request, found, report_file)
     if json_file is not None:
         write_json(json_file, _summary(request, found))
         say(f"wrote {json_file}")
@@ -137,6 +145,15 @@ def _write_sheet(request: Request, sheet: Path) -> None:
     say(f"wrote {sheet}")
 
 
+def _write_report(request: Request, found: dict[str, Evaluation], page: Path) -> None:
+    from tfanet_eval.report import results_of, write_report
+
+    engines = [file for file in (request.reference, request.engine) if file is not None]
+    with working(f"drawing {page.name}"):
+        write_report(page, results_of(request, found), engines, trust=request.trust)
+    say(f"wrote {page}")
+
+
 def _summary(request: Request, found: dict[str, Evaluation]) -> dict[str, object]:
     return {
         "engine": str(request.engine),
@@ -146,6 +163,9 @@ def _summary(request: Request, found: dict[str, Evaluation]) -> dict[str, object
         "shuffled_sentences": request.shuffled,
         "splits": {name: evaluation.to_dict() for name, evaluation in found.items()},
     }
+
+
+app.command("report")(report)
 
 
 def main() -> None:
