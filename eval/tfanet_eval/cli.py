@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tfanet.console import new_app, run, say, working
+from tfanet_eval.drift_cli import drift
 from tfanet_eval.report_cli import report, require_page
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from tfanet_eval.runs import Request
 
 app = new_app("Evaluate a .safetensors, .onnx or .plan on a referring segmentation data set.")
+app.command()(drift)
 
 _COLUMNS = ("split", "mIoU", "oIoU", "P@0.5", "P@0.6", "P@0.7", "P@0.8", "P@0.9", "count")
 _TIMES = ("ms per image", "p95 ms")

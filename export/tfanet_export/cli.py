@@ -45,6 +45,13 @@ ImageSize = Annotated[
 ]
 Pairs = Annotated[int, typer.Option(min=1, max=1000, help="Pairs to verify the file on.")]
 Fp16 = Annotated[bool, typer.Option("--fp16", help="Half precision with FP32 islands.")]
+PrecisionFile = Annotated[
+    Path | None,
+    typer.Option("--precision", help="Blocks to keep FP32 (tfanet-eval drift --fp16 --propose writes it)."),
+]
+CheckHalf = Annotated[
+    bool, typer.Option(help="With --fp16, look for overflow in FP16 arithmetic; slow at base on a CPU.")
+]
 
 
 @app.command()
@@ -57,6 +64,8 @@ def onnx(
         BodyTarget, typer.Option(help="Runtime that the scan is written for.")
     ] = BodyTarget.cpu,
     pairs: Pairs = 16,
+    precision: PrecisionFile = None,
+    check_half: CheckHalf = True,
 ) -> None:
     """Export to ONNX and verify the file with ONNX Runtime against PyTorch; exit 1 above tolerance."""
     from tfanet.files import require_writable
@@ -66,11 +75,15 @@ def onnx(
     if out.suffix != ".onnx":
         raise UserError(f"{out} must end in .onnx")
     require_writable(out)
+    if precision and not fp16:
+        raise UserError("--precision says which blocks stay FP32 in an FP16 model; give --fp16 with it")
     options = {"checkpoint": checkpoint, "out": out, "target": target.value, "fp16": fp16}
+    options |= {"precision": precision, "no-check-half": not check_half}
     command = _command("onnx", **options, **{"image-size": image_size})
     report = _export(
-        source, out, fp16=fp16, target=target.value, pairs=pairs, image_size=image_size, rebuild=command
-    )
+        source, out, fp16=fp16, target=target.value, pairs=pairs, image_size=image_size, rebuild=command,
+        precision=precision, check_half=check_half,
+    )  # fmt: skip
     _report(report)
     say(f"next: tfanet-eval --engine {out}")
 
@@ -88,6 +101,8 @@ def trt(
     backend: Annotated[Backend, typer.Option(help="auto: tensorrt-rtx.")] = Backend.auto,
     batch: Annotated[str, typer.Option(help="Smallest, usual and largest batch.")] = "1,1,8",
     pairs: Pairs = 16,
+    precision: PrecisionFile = None,
+    check_half: CheckHalf = True,
 ) -> None:
     """Build a TensorRT plan from a checkpoint or an exported ONNX file. No GPU is needed."""
     from tfanet.files import require_writable
@@ -97,6 +112,8 @@ def trt(
 
     if checkpoint and onnx_file:
         raise UserError("give --checkpoint or --onnx, not both")
+    if onnx_file and precision:
+        raise UserError(f"the precision of {onnx_file} is fixed; give --precision when it is exported")
     if onnx_file and image_size:
         raise UserError(f"the image size of {onnx_file} is fixed; give --image-size when it is exported")
     compute_capability(target)
@@ -109,15 +126,17 @@ def trt(
     require_writable(out)
     command = _command(
         "trt", checkpoint=checkpoint, onnx=onnx_file, out=out, target=target, backend=backend.value,
-        batch=batch, fp16=fp16, **{"image-size": image_size},
+        batch=batch, fp16=fp16, precision=precision,
+        **{"image-size": image_size, "no-check-half": not check_half},
     )  # fmt: skip
     network = out.with_name(out.name + ".onnx")
     if onnx_file:
         _retarget(onnx_file, network, fp16, command)
     else:
         report = _export(
-            source, network, fp16=fp16, target="gpu", pairs=pairs, image_size=image_size, rebuild=command
-        )
+            source, network, fp16=fp16, target="gpu", pairs=pairs, image_size=image_size, rebuild=command,
+            precision=precision, check_half=check_half,
+        )  # fmt: skip
         _report(report)
     report = build_plan(
         network, out, backend=backend, target=target, batch=profile, rebuild=command, progress=True
@@ -163,12 +182,18 @@ def _export(
     pairs: int,
     image_size: int | None,
     rebuild: str,
+    precision: Path | None,
+    check_half: bool,
 ) -> ExportReport:
     from tfanet.checkpoint import load_model
     from tfanet_export.export import export_onnx
+    from tfanet_export.precision import Precision
 
     model = load_model(checkpoint, image_size=image_size)
-    return export_onnx(model, out, fp16=fp16, target=target, pairs=pairs, rebuild=rebuild)
+    return export_onnx(
+        model, out, fp16=fp16, target=target, pairs=pairs, rebuild=rebuild,
+        precision_file=Precision.read(precision) if precision else None, check_half=check_half,
+    )  # fmt: skip
 
 
 def _retarget(source: Path, network: Path, fp16: bool, command: str) -> None:

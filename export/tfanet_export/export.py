@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +25,8 @@ from tfanet_engines.parity import ParityFigures, check, compare_logits
 from tfanet_engines.sidecar import model_sha256, sidecar_path
 from tfanet_export.deploy import deployment_model
 from tfanet_export.functions import DOMAIN, Target
+from tfanet_export.half_arithmetic import require_finite
+from tfanet_export.precision import Precision
 from tfanet_export.storage import file_bytes, written_onnx
 from tfanet_export.trace import check_graph, functions_of, trace
 from tfanet_plugins import mark_plugin_nodes
@@ -63,6 +66,8 @@ def export_onnx(
     target: Target = "cpu",
     pairs: int = VERIFICATION_PAIRS,
     rebuild: str | None = None,
+    precision_file: Precision | None = None,
+    check_half: bool = True,
 ) -> ExportReport:
     """Write `model` as an ONNX file at `path`, verified, with a sidecar beside it.
 
@@ -70,16 +75,29 @@ def export_onnx(
     the scan's function body; the graph is the same. The new file is run by ONNX Runtime on `pairs` synthetic
     pairs and compared with `model` before it gets its name: `VerificationError` when it is not within the
     tolerance of its precision (`tfanet_engines.parity`). `rebuild` is the command to note in the sidecar.
+
+    The blocks that `precision_file` names stay FP32. With `check_half` the FP16 model also runs one pair in
+    FP16 arithmetic in PyTorch: `VerificationError` with the block's name when it overflows there.
     """
     started, path = time.perf_counter(), Path(path)
     if path.suffix != ".onnx":
         raise UserError(f"{path} must end in .onnx")
     precision = "fp16" if fp16 else "fp32"
+    if precision_file is not None:
+        if not fp16:
+            raise UserError("a precision file says what stays FP32 in an FP16 model: give --fp16 with it")
+        precision_file.require_fit(model)
     identity = weights_sha256(model)
+    keep = precision_file.keep_fp32 if precision_file else ()
+    deployed = deployment_model(model, fp16=fp16, keep_fp32=keep)
+    if fp16 and check_half:
+        with working("one pair in FP16 arithmetic"):
+            images, tokens, _ = verification_pairs(model, 1)
+            require_finite(deployed, torch.from_numpy(images), torch.from_numpy(tokens))
     with atomic_path(path) as temporary:
         with working(f"tracing the {precision} model"):
-            proto = trace(deployment_model(model, fp16=fp16), target)
-        _describe(proto, model, identity, precision)
+            proto = trace(deployed, target)
+        _describe(proto, model, identity, precision, keep)
         with written_onnx(proto, temporary, path):
             with working(f"ONNX Runtime against PyTorch on {pairs} pairs"):
                 parity, miou, reference_miou = verify(model, temporary, pairs)
@@ -195,7 +213,9 @@ def weight_types(proto: onnx.ModelProto) -> dict[str, int | float]:
     return {"half_weights": half, "float_weights": single, "half_weight_share": share}
 
 
-def _describe(proto: onnx.ModelProto, model: TFANet, identity: str, precision: str) -> None:
+def _describe(
+    proto: onnx.ModelProto, model: TFANet, identity: str, precision: str, keep: Collection[str]
+) -> None:
     """Metadata inside the file, for those who meet it without its sidecar."""
     from importlib.metadata import version
 
@@ -205,6 +225,8 @@ def _describe(proto: onnx.ModelProto, model: TFANet, identity: str, precision: s
         "tfanet.precision": precision,
         "tfanet.version": version("tfanet"),
     }
+    if keep:
+        values["tfanet.keep_fp32"] = " ".join(keep)
     for key, value in values.items():
         proto.metadata_props.add(key=key, value=value)
     proto.producer_name, proto.producer_version = "tfanet", version("tfanet")

@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
+from tfanet.blocks import tensors_of, watching
 from tfanet.config import TFANetConfig
 from tfanet.errors import VerificationError
 from tfanet.model import TFANet
@@ -43,29 +45,71 @@ def trace(model: TFANet, target: Target) -> onnx.ModelProto:
 
     Only the batch is dynamic. Raises `VerificationError` when the graph breaks its contract (`check_graph`).
     """
-
-    register_schemas()
     signature = signature_of(model.config)
-    image, tokens = example_inputs(model)
+    proto = _exported(model, model.config, target, [spec.name for spec in signature.outputs])
+    check_graph(proto, signature)
+    return proto
+
+
+def trace_watched(model: TFANet, target: Target) -> tuple[onnx.ModelProto, dict[str, list[str]]]:
+    """`trace` with every block's output as a further output of the graph, and their names by block.
+
+    A graph to look into, not one to deploy: outputs keep what the runtime would otherwise fuse.
+    """
+    watched = _Watched(model)
+    with torch.inference_mode():
+        watched(*example_inputs(model))
+    names = {block: [f"{block}/{i}" for i in range(count)] for block, count in watched.counts.items()}
+    logits = [spec.name for spec in signature_of(model.config).outputs]
+    outputs = logits + [name for some in names.values() for name in some]
+    return _exported(watched, model.config, target, outputs), names
+
+
+class _Watched(nn.Module):
+    """A model that gives its blocks' outputs behind the mask logits, float32, in order of computation."""
+
+    def __init__(self, model: TFANet) -> None:
+        super().__init__()
+        self.model = model
+        self.counts: dict[str, int] = {}
+
+    def forward(self, image: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        found: list[torch.Tensor] = []
+
+        def seen(name: str, _block: object, _args: object, _kwargs: object, output: object) -> None:
+            tensors = tensors_of(output)
+            self.counts[name] = len(tensors)
+            found.extend(x.float() for x in tensors)
+
+        with watching(self.model, seen):
+            logits = self.model(image, tokens)
+        return (logits, *found)
+
+
+def _exported(
+    module: TFANet | _Watched, config: TFANetConfig, target: Target, outputs: Sequence[str]
+) -> onnx.ModelProto:
+    """The graph of `module` with function bodies and the outputs' names."""
+    register_schemas()
+    image, tokens = example_inputs(module if isinstance(module, TFANet) else module.model)
     batch = torch.export.Dim(BATCH, min=1, max=MAX_BATCH)
     with warnings.catch_warnings(), torch.no_grad(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
-            model,
+            module,
             (image, tokens),
             dynamo=True,
             opset_version=OPSET,
-            input_names=[spec.name for spec in signature.inputs],
-            output_names=[spec.name for spec in signature.outputs],
+            input_names=[spec.name for spec in signature_of(config).inputs],
+            output_names=list(outputs),
             dynamic_shapes=({0: batch}, {0: batch}),
             custom_translation_table={op: _single_node(name) for op, name in ONNX_OPS.items()},
         )
     assert program is not None
     proto = program.model_proto
-    proto.functions.extend(functions_of(model.config, target))
+    proto.functions.extend(functions_of(config, target))
     mark_plugin_nodes(proto)
     _strip_paths(proto)
-    check_graph(proto, signature)
     return proto
 
 

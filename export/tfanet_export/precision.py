@@ -1,0 +1,86 @@
+"""The precision file: which blocks of a model stay FP32 in its FP16 form, and why."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from tfanet.blocks import blocks_of
+from tfanet.checkpoint import weights_sha256
+from tfanet.errors import UserError
+from tfanet.files import require_file, write_json
+from tfanet.model import TFANet
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Precision:
+    """What `tfanet-eval drift --propose` writes and `tfanet-export --precision` obeys, as JSON."""
+
+    weights_sha256: str
+    """Of the model that the search ran on (`tfanet.checkpoint.weights_sha256`)."""
+    keep_fp32: tuple[str, ...]
+    """Names of blocks (`tfanet.blocks`)."""
+    figures: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """What the search measured; for the reader, not for the export."""
+    format_version: int = FORMAT_VERSION
+
+    def write(self, path: str | Path) -> None:
+        write_json(path, dataclasses.asdict(self))
+
+    @classmethod
+    def read(cls, path: str | Path) -> Precision:
+        """`UserError` when the file is missing or is no precision file of this version."""
+        file = require_file(path, "precision file")
+        try:
+            content = json.loads(file.read_text("utf-8"))
+            found = cls(**content)
+        except (ValueError, TypeError) as error:
+            raise UserError(
+                f"{path} is no precision file; tfanet-eval drift --fp16 --propose writes one"
+            ) from error
+        if found.format_version != FORMAT_VERSION:
+            raise UserError(f"{path} has format {found.format_version}, this version reads {FORMAT_VERSION}")
+        names = found.keep_fp32
+        if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+            raise UserError(f"keep_fp32 in {path} must be a list of block names")
+        return dataclasses.replace(found, keep_fp32=tuple(names))
+
+    def require_fit(self, model: TFANet) -> None:
+        """`UserError` unless the file was made for these weights and names blocks of this model."""
+        if self.weights_sha256 != weights_sha256(model):
+            raise UserError(
+                "the precision file was made for other weights; make one: tfanet-eval drift --fp16 --propose"
+            )
+        require_blocks(model, self.keep_fp32)
+
+
+def require_blocks(model: TFANet, names: Collection[str]) -> None:
+    known = blocks_of(model)
+    if unknown := sorted(set(names) - known.keys()):
+        raise UserError(f"the model has no block {', '.join(unknown)}; its blocks: {', '.join(known)}")
+
+
+def cast_at_borders(model: TFANet, keep: Collection[str]) -> None:
+    """Let every block of a half model take its inputs in its own precision: FP32 for `keep`, FP16 for others.
+
+    Outputs are left as they are, so that a value beyond FP16's range passes from one FP32 block to the next.
+    """
+    for name, block in blocks_of(model).items():
+        dtype = torch.float32 if name in keep else torch.float16
+
+        def hook(_block: nn.Module, args: Any, kwargs: Any, dtype: torch.dtype = dtype) -> Any:
+            return pytree.tree_map_only(
+                Tensor, lambda x: x.to(dtype) if x.is_floating_point() else x, (args, kwargs)
+            )
+
+        block.register_forward_pre_hook(hook, with_kwargs=True)
