@@ -38,6 +38,7 @@ def _legend(sheet: Drawing, *, with_onnx: bool) -> None:
         sheet.text(x + 21, 61.5, text, 12.5)
         x += 40 + 6.9 * len(text)
     sheet.text(24, 84, "Root mean square error relative to the FP32 output, logarithmic.", 11.5, FAINT)
+    sheet.text(_WIDTH - _RIGHT + 10, 84, "gathered", 11.5, FAINT)
 
 
 def _row(sheet: Drawing, drift: BlockDrift, top: float) -> None:
