@@ -14,7 +14,7 @@ from gpu_measure import failures, first_line, run_count
 from report import Table
 
 from tfanet.errors import UserError, VerificationError
-from tfanet_engines import ParityFigures, check, compare_logits
+from tfanet_engines import ParityFigures, compare_logits, gate
 
 Infer = Callable[[np.ndarray, np.ndarray], np.ndarray]
 Timer = Callable[[Callable[[], Any]], list[float]]
@@ -96,7 +96,7 @@ def _measure_one(
         starts = range(0, len(images) - batch + 1, batch)
         found = np.concatenate([infer(images[i : i + batch], tokens[i : i + batch]) for i in starts])
         parity = compare_logits(expected[: len(found)], found)
-        check(parity, rival.precision)
+        gate([parity], rival.precision).require()
         return Row(*key, seconds=timer(lambda: infer(images[:batch], tokens[:batch])), parity=parity)
     except VerificationError as error:
         return Row(*key, parity=parity, wrong=True, why=f"not timed: {error}")

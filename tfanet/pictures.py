@@ -75,8 +75,12 @@ def mask_picture(mask: np.ndarray) -> Image.Image:
     return _stencil(mask)
 
 
-def contact_sheet(cells: Sequence[Cell], columns: int = 3, title: str = "") -> Image.Image:
+def contact_sheet(
+    cells: Sequence[Cell], columns: int = 3, title: str = "", *, legend: bool = True
+) -> Image.Image:
     """One RGB picture of all cells, each with the plain picture, the overlay, its sentence and its IoU.
+
+    `legend` says at the right of the title which colour is the truth and which the prediction.
 
     `ValueError` without any cell.
     """
@@ -94,7 +98,7 @@ def contact_sheet(cells: Sequence[Cell], columns: int = 3, title: str = "") -> I
     colours: list[tuple[str, tuple[int, int, int]]] = ([("truth", TRUTH)] if truths else []) + (
         [("prediction", PREDICTION)] if masks else []
     )
-    _head(pen, sheet.width, title, colours)
+    _head(pen, sheet.width, title, colours if legend else [])
     for place, cell in enumerate(cells):
         left = _GAP + place % columns * across
         top = _HEAD + _GAP // 2 + place // columns * down

@@ -9,7 +9,7 @@ from tfanet.lazy import lazy_attributes
 if TYPE_CHECKING:
     from tfanet_engines.build import BuildReport, build_plan
     from tfanet_engines.engine import Engine
-    from tfanet_engines.parity import TOLERANCES, ParityFigures, Tolerance, check, compare_logits
+    from tfanet_engines.parity import TOLERANCES, ParityFigures, Tolerance, compare_logits, gate
     from tfanet_engines.run import open_engine
     from tfanet_engines.sidecar import Sidecar
 
@@ -21,8 +21,8 @@ __all__ = [
     "Sidecar",
     "Tolerance",
     "build_plan",
-    "check",
     "compare_logits",
+    "gate",
     "open_engine",
 ]
 
@@ -34,7 +34,7 @@ __getattr__ = lazy_attributes(
         "TOLERANCES": "tfanet_engines.parity",
         "ParityFigures": "tfanet_engines.parity",
         "Tolerance": "tfanet_engines.parity",
-        "check": "tfanet_engines.parity",
+        "gate": "tfanet_engines.parity",
         "compare_logits": "tfanet_engines.parity",
         "Engine": "tfanet_engines.engine",
         "open_engine": "tfanet_engines.run",

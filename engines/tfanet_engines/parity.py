@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from tfanet.errors import VerificationError
+
+WORST = 5
 
 
 @dataclass(frozen=True)
@@ -21,13 +26,13 @@ class Tolerance:
     """The same in standard deviations of the reference's logits: tells another model, whatever its masks."""
     mask_agreement: float
     """Smallest mean IoU of the two masks, 0..1."""
-    miou_drop: float
-    """Largest absolute difference of the two models' mIoU against the truth, 0..1."""
+    metric_drop: float
+    """Largest absolute difference of the two models' mIoU, and of their oIoU, against the truth, 0..1."""
 
 
 TOLERANCES: dict[str, Tolerance] = {
-    "fp32": Tolerance(1e-3, max_relative_error=None, mask_agreement=0.999, miou_drop=0.005),
-    "fp16": Tolerance(None, max_relative_error=0.1, mask_agreement=0.99, miou_drop=0.005),
+    "fp32": Tolerance(1e-3, max_relative_error=None, mask_agreement=0.999, metric_drop=0.005),
+    "fp16": Tolerance(None, max_relative_error=0.1, mask_agreement=0.99, metric_drop=0.005),
 }
 
 
@@ -125,36 +130,66 @@ def compare_logits(reference: np.ndarray, candidate: np.ndarray) -> ParityFigure
     )
 
 
-def check(figures: ParityFigures, precision: str, *, miou_drop: float | None = None) -> None:
-    """Raise `VerificationError`, naming the figure, unless `figures` are within `TOLERANCES[precision]`.
+@dataclass(frozen=True)
+class Gate:
+    """The one verdict on a deployed model; see `gate`."""
 
-    `miou_drop` is the absolute difference of the two models' mIoU, where the truth is known. Logits that
-    are not finite fail in every precision, and so does a comparison of nothing.
+    precision: str
+    figures: ParityFigures
+    """Of all pairs together."""
+    failures: tuple[str, ...]
+    """Every bound that is broken, with the figure that breaks it; empty when the gate is open."""
+    worst: tuple[int, ...]
+    """The places of the pairs that are furthest from the reference, at most `WORST`, the worst first."""
+
+    def require(self, what: str = "") -> None:
+        """Raise `VerificationError`, naming `what` and the first broken bound, unless the gate is open."""
+        if self.failures:
+            raise VerificationError(f"{what}: {self.failures[0]}" if what else self.failures[0])
+
+
+def gate(pairs: Sequence[ParityFigures], precision: str, drops: Mapping[str, float] | None = None) -> Gate:
+    """Hold `pairs`, one comparison each, against `TOLERANCES[precision]`: logits, masks and metrics.
+
+    `drops` are the reference's metrics less the engine's, 0..1, by name, where the truth is known. Logits
+    that are not finite break the gate in every precision, and so does a comparison of nothing.
     """
-    bound = TOLERANCES[precision]
+    figures = functools.reduce(operator.add, pairs, ParityFigures())
+    order = sorted(range(len(pairs)), key=lambda i: (pairs[i].mask_agreement, -pairs[i].max_abs_error))
+    order.sort(key=lambda i: math.isfinite(pairs[i].max_abs_error))
+    failures = tuple(_broken(figures, TOLERANCES[precision], precision, drops or {}))
+    return Gate(precision, figures, failures, tuple(order[:WORST]))
+
+
+def _broken(
+    figures: ParityFigures, bound: Tolerance, precision: str, drops: Mapping[str, float]
+) -> Iterator[str]:
     if figures.pairs == 0:
-        raise VerificationError("no pair was compared with the reference")
+        yield "no pair was compared with the reference"
+        return
     if not math.isfinite(figures.max_abs_error):
-        raise VerificationError("some logits are NaN or infinite")
+        yield "some logits are NaN or infinite"
+        return
     pairs = f"over {figures.pairs} pairs"
     if bound.max_logit_error is not None and figures.max_abs_error > bound.max_logit_error:
-        raise VerificationError(
+        yield (
             f"max logit error {figures.max_abs_error:.3g} {pairs} is above the {precision} bound of "
             f"{bound.max_logit_error:g}"
         )
     if bound.max_relative_error is not None and not figures.relative_error <= bound.max_relative_error:
-        raise VerificationError(
+        yield (
             f"max logit error {figures.max_abs_error:.3g} {pairs} is {figures.relative_error:.3g} standard "
             f"deviations of the reference's logits, above the {precision} bound of "
             f"{bound.max_relative_error:g}"
         )
     if figures.mask_agreement < bound.mask_agreement:
-        raise VerificationError(
+        yield (
             f"mask agreement {figures.mask_agreement:.4f} {pairs} is below the {precision} bound of "
             f"{bound.mask_agreement:g}"
         )
-    if miou_drop is not None and not abs(miou_drop) <= bound.miou_drop:
-        raise VerificationError(
-            f"mIoU differs by {miou_drop:.4f} from the reference's, more than the {precision} bound of "
-            f"{bound.miou_drop:g}"
-        )
+    for name, drop in drops.items():
+        if not abs(drop) <= bound.metric_drop:
+            yield (
+                f"{name} differs by {drop:.4f} from the reference's, more than the {precision} bound of "
+                f"{bound.metric_drop:g}"
+            )

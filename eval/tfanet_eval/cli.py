@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tfanet.console import new_app, run, say, working
+from tfanet_eval.compare import compare_files
 from tfanet_eval.drift_cli import drift
 from tfanet_eval.report_cli import report, require_page
 
@@ -61,6 +62,13 @@ def evaluate_engine(
         Path | None, typer.Option(help="Write every expression's figures here, as JSON lines.")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted --results file.")] = False,
+    breakdown: Annotated[
+        bool, typer.Option("--breakdown", help="Figures by sentence, object size, rivals, position words.")
+    ] = False,
+    gate: Annotated[
+        bool, typer.Option("--gate", help="Exit 1, with pictures of the worst pairs, beyond a parity bound.")
+    ] = False,
+    gate_pictures: Annotated[Path, typer.Option(help="Folder for the gate's pictures.")] = Path("gate"),
     json_file: Annotated[Path | None, typer.Option("--json", help="Write every figure here.")] = None,
     sheet: Annotated[Path | None, typer.Option(help="Write a picture of sampled predictions here.")] = None,
     report_file: Annotated[
@@ -82,23 +90,30 @@ def evaluate_engine(
         require_page(report_file)
     if resume and results is None:
         raise UserError("--resume continues a results file; name it with --results FILE.jsonl")
+    if gate and shuffle_sentences:
+        raise UserError("--gate judges an engine on its own sentences; leave --shuffle-sentences out")
 
     from tfanet.data.shapes import ensure_shapes
     from tfanet.files import require_file
     from tfanet.weights import bundled
     from tfanet_eval.conventions import convention_named
-    from tfanet_eval.references import find_reference, precision_of, verify
+    from tfanet_eval.references import find_reference, gate_of, precision_of
     from tfanet_eval.runs import Request, run_splits
 
     convention_named(convention)
     engine = require_file(engine or bundled("tiny"), "engine")
     against, why_none = find_reference(engine, reference)
+    if gate and against is None:
+        raise UserError(f"--gate has nothing to compare with: {why_none}")
     request = Request(
         engine, against, data or ensure_shapes(), dataset, tuple(dict.fromkeys(split or ["val"])), image_size,
         limit, batch, shuffle_sentences, convention, trust,
     )  # fmt: skip
     found = run_splits(request, results=results, resume=resume)
     _print(found, _title(request), with_parity=against is not None)
+    _print_intervals(found)
+    if breakdown:
+        _print_breakdown(found)
     say(functools.reduce(operator.add, (evaluation.cost for evaluation in found.values())).line())
     if results is not None:
         say(f"wrote {results}")
@@ -113,8 +128,13 @@ def evaluate_engine(
         say(f"no parity figures: {why_none}")
     else:
         precision = precision_of(engine)
-        for name, evaluation in found.items():
-            verify(evaluation, precision, f"{engine} on {name}")
+        gates = {name: gate_of(evaluation, precision) for name, evaluation in found.items()}
+        if gate:
+            from tfanet_eval.gate import show_verdicts
+
+            show_verdicts(request, found, gates, gate_pictures)
+        for name, verdict in gates.items():
+            verdict.require(f"{engine} on {name}")
         say(f"parity with {against}: within the {precision} bounds")
     say(f'next: tfanet-predict IMAGE "TEXT" --engine {engine}')
 
@@ -132,6 +152,28 @@ def _print(found: dict[str, Evaluation], title: str, *, with_parity: bool) -> No
 
     rows = [{"split": name} | tables.figures(evaluation) for name, evaluation in found.items()]
     tables.show(rows, (*_COLUMNS, *_TIMES, *(_PARITY if with_parity else ())), title)
+
+
+def _print_intervals(found: dict[str, Evaluation]) -> None:
+    from tfanet_eval.intervals import resample
+
+    for name, evaluation in found.items():
+        drawn = resample(evaluation.records, evaluation.convention)
+        bounds = {figure: drawn.interval(figure) for figure in ("mIoU", "oIoU")}
+        shown = (f"{figure} {100 * low:.2f} .. {100 * high:.2f}" for figure, (low, high) in bounds.items())
+        say(f"{name}, 95 % intervals over pictures: {', '.join(shown)}")
+
+
+def _print_breakdown(found: dict[str, Evaluation]) -> None:
+    from tfanet_eval import tables
+    from tfanet_eval.breakdown import breakdown
+
+    for name, evaluation in found.items():
+        rows = breakdown(evaluation.records, evaluation.convention)
+        for row in rows:
+            row["mIoU 95 %"] = " .. ".join(f"{100 * bound:.2f}" for bound in row["interval"])
+        columns = ("group", "mIoU", "mIoU 95 %", "oIoU", "P@0.5", "P@0.7", "P@0.9", "count")
+        tables.show(rows, columns, f"parts of {name}")
 
 
 def _write_sheet(request: Request, sheet: Path) -> None:
@@ -167,6 +209,7 @@ def _summary(request: Request, found: dict[str, Evaluation]) -> dict[str, object
     }
 
 
+app.command("compare")(compare_files)
 app.command("report")(report)
 
 

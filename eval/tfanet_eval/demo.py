@@ -61,7 +61,7 @@ def demo(
     from tfanet.data.shapes import ensure_shapes
     from tfanet.weights import bundled
     from tfanet_eval import tables
-    from tfanet_eval.references import verify
+    from tfanet_eval.references import gate_of
 
     checkpoint = checkpoint or bundled("tiny")
     root = data or ensure_shapes()
@@ -85,7 +85,7 @@ def demo(
 
     for contender in contenders[1:]:
         if contender.runs_here:
-            verify(found[contender.name], contender.precision, contender.name)
+            gate_of(found[contender.name], contender.precision).require(contender.name)
     say("parity with PyTorch: every model that ran here is within its bounds")
     say(f'next: tfanet-predict IMAGE "TEXT" --engine {contenders[1].file}')
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tfanet.errors import UserError, VerificationError
+from tfanet.errors import UserError
 
 if TYPE_CHECKING:
+    from tfanet_engines.parity import Gate
     from tfanet_eval.accuracy import Evaluation
 
 
@@ -45,16 +46,12 @@ def precision_of(engine: Path) -> str:
     return describe(engine).precision
 
 
-def verify(evaluation: Evaluation, precision: str, what: str) -> None:
-    """Raise `VerificationError`, naming `what` and the figure, unless the parity bounds hold."""
-    from tfanet_engines import check
+def gate_of(evaluation: Evaluation, precision: str) -> Gate:
+    """The gate over the evaluation's pairs; `worst` are places in its `records`."""
+    from tfanet_engines import gate
 
-    if evaluation.comparison is None:
-        raise VerificationError(f"{what}: nothing was compared with the reference")
-    try:
-        check(evaluation.comparison.parity, precision, miou_drop=evaluation.drops["mIoU"])
-    except VerificationError as error:
-        raise VerificationError(f"{what}: {error}") from error
+    pairs = [record.against.parity for record in evaluation.records if record.against is not None]
+    return gate(pairs, precision, evaluation.drops)
 
 
 def _weights(checkpoint: Path) -> str:

@@ -15,13 +15,14 @@ import torch
 
 from tfanet.checkpoint import weights_sha256
 from tfanet.console import peak_memory, working
+from tfanet.data.masks import overlap
 from tfanet.errors import UserError
 from tfanet.files import atomic_path
 from tfanet.model import TFANet
 from tfanet.signature import signature_of
 from tfanet_engines import Sidecar, open_engine
 from tfanet_engines.onnx_file import read_onnx
-from tfanet_engines.parity import ParityFigures, check, compare_logits
+from tfanet_engines.parity import Gate, ParityFigures, compare_logits, gate
 from tfanet_engines.sidecar import model_sha256, sidecar_path
 from tfanet_export.deploy import deployment_model
 from tfanet_export.functions import DOMAIN, Target
@@ -100,8 +101,8 @@ def export_onnx(
         _describe(proto, model, identity, precision, keep)
         with written_onnx(proto, temporary, path):
             with working(f"ONNX Runtime against PyTorch on {pairs} pairs"):
-                parity, miou, reference_miou = verify(model, temporary, pairs)
-            check(parity, precision, miou_drop=reference_miou - miou)
+                verdict, miou, reference_miou = verify(model, temporary, pairs, precision)
+            verdict.require()
     digest, nodes = model_sha256(path), check_graph(proto, signature_of(model.config))
     size, seconds = file_bytes(path), time.perf_counter() - started
     Sidecar.of(
@@ -121,7 +122,7 @@ def export_onnx(
             "bytes": size,
             "nodes": sum(nodes.values()),
         },
-        parity=parity.to_dict(),
+        parity=verdict.figures.to_dict(),
     ).write(path)
     return ExportReport(
         path=path,
@@ -129,7 +130,7 @@ def export_onnx(
         target=target,
         nodes=nodes,
         bytes=size,
-        parity=parity,
+        parity=verdict.figures,
         miou=miou,
         reference_miou=reference_miou,
         seconds=seconds,
@@ -137,13 +138,14 @@ def export_onnx(
     )
 
 
-def verify(model: TFANet, path: str | Path, pairs: int) -> tuple[ParityFigures, float, float]:
+def verify(model: TFANet, path: str | Path, pairs: int, precision: str) -> tuple[Gate, float, float]:
     """Run the file and `model` (FP32, PyTorch) on the same synthetic pairs.
 
-    Returns the parity figures, the file's mIoU and the model's mIoU, both at S x S.
+    Returns the gate of `precision`, the file's mIoU and the model's mIoU, both at S x S.
     """
     images, tokens, truth = verification_pairs(model, pairs)
-    figures, ours, theirs = ParityFigures(), [], []
+    figures: list[ParityFigures] = []
+    ours, theirs = [], []
     model = model.eval()
     # What is verified is what the file says; our compiled kernel would stand in for a part of it.
     with open_engine(path, native=False) as engine, torch.inference_mode():
@@ -151,10 +153,12 @@ def verify(model: TFANet, path: str | Path, pairs: int) -> tuple[ParityFigures, 
             batch = slice(i, i + 4)
             expected = model(torch.from_numpy(images[batch]), torch.from_numpy(tokens[batch])).numpy()
             actual = engine.infer(images[batch], tokens[batch])
-            figures += compare_logits(expected, actual)
-            ours.extend(_ious(actual > 0, truth[batch]))
-            theirs.extend(_ious(expected > 0, truth[batch]))
-    return figures, float(np.mean(ours)), float(np.mean(theirs))
+            figures += map(compare_logits, expected, actual)
+            ours += map(overlap, actual > 0, truth[batch] > 0)
+            theirs += map(overlap, expected > 0, truth[batch] > 0)
+    scores = [_metrics(counts) for counts in (ours, theirs)]
+    drops = {name: scores[1][name] - scores[0][name] for name in scores[0]}
+    return gate(figures, precision, drops), scores[0]["mIoU"], scores[1]["mIoU"]
 
 
 def verification_pairs(model: TFANet, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -232,8 +236,8 @@ def _describe(
     proto.producer_name, proto.producer_version = "tfanet", version("tfanet")
 
 
-def _ious(masks: np.ndarray, truth: np.ndarray) -> list[float]:
-    """IoU of each mask [n, S, S] with its truth; 0 for an empty union, as the metrics count it."""
-    both = np.logical_and(masks, truth).sum((1, 2))
-    either = np.logical_or(masks, truth).sum((1, 2))
-    return (both / np.maximum(either, 1)).tolist()
+def _metrics(counts: list[tuple[int, int]]) -> dict[str, float]:
+    """mIoU and oIoU of intersections and unions; an empty union has IoU 0."""
+    total = np.array(counts, dtype=np.int64).sum(0)
+    mean = sum(both / max(either, 1) for both, either in counts) / len(counts)
+    return {"mIoU": float(mean), "oIoU": float(total[0] / max(total[1], 1))}

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tfanet.errors import VerificationError
-from tfanet_engines.parity import TOLERANCES, ParityFigures, check, compare_logits
+from tfanet_engines.parity import TOLERANCES, ParityFigures, compare_logits, gate
 
 
 def logits(*rows):
@@ -54,14 +54,14 @@ def test_logits_that_are_not_finite_never_pass(bad, precision, side):
     figures = compare_logits(reference, candidate)
     assert figures.max_abs_error == math.inf
     with pytest.raises(VerificationError, match="NaN or infinite"):
-        check(figures + compare_logits(sound, sound), precision)
+        gate([compare_logits(sound, sound), figures], precision).require("model.onnx")
     assert json.loads(json.dumps(figures.to_dict(), allow_nan=False))["max_abs_error"] is None
 
 
 @pytest.mark.parametrize("precision", TOLERANCES)
 def test_comparing_nothing_is_a_failure(precision):
     with pytest.raises(VerificationError, match="no pair"):
-        check(compare_logits(np.zeros((0, 2, 2)), np.zeros((0, 2, 2))), precision)
+        gate([], precision).require()
 
 
 @pytest.mark.parametrize("shape", [(1, 2, 3), (2, 2), (2, 2, 2)])
@@ -89,10 +89,10 @@ def test_bounds(error, agreement, drop, precision, named):
         pairs=1, pixels=4, max_abs_error=error, sum_agreement=agreement, sum_reference_squares=4 * 10**2
     )
     if named is None:
-        check(figures, precision, miou_drop=drop)
+        gate([figures], precision, {"oIoU": 0.0} | ({} if drop is None else {"mIoU": drop})).require()
     else:
         with pytest.raises(VerificationError, match=named):
-            check(figures, precision, miou_drop=drop)
+            gate([figures], precision, {} if drop is None else {"mIoU": drop}).require()
 
 
 def test_another_model_fails_although_both_find_nothing():
@@ -103,5 +103,15 @@ def test_another_model_fails_although_both_find_nothing():
     assert figures.mask_agreement == 1.0
     assert figures.relative_error == pytest.approx(np.abs(one - other).max() / one.std(), rel=1e-3)
     with pytest.raises(VerificationError, match="standard deviations"):
-        check(figures, "fp16")
-    check(compare_logits(one, one + np.float32(1e-3)), "fp16")
+        gate([figures], "fp16").require()
+    gate([compare_logits(one, one + np.float32(1e-3))], "fp16").require()
+
+
+def test_the_gate_names_every_broken_bound_and_the_worst_pairs_first():
+    sound, broken = logits([9, -9], [-9, -9]), logits([9, -9], [-9, np.nan])
+    candidates = [sound + 0.1 * i for i in range(7)] + [-sound, broken]
+    verdict = gate([compare_logits(sound, candidate) for candidate in candidates[:8]], "fp32", {"oIoU": 0.2})
+    assert [failure.split()[0] for failure in verdict.failures] == ["max", "mask", "oIoU"]
+    assert verdict.worst == (7, 6, 5, 4, 3)
+    assert gate([compare_logits(sound, candidate) for candidate in candidates], "fp32").worst[:2] == (8, 7)
+    assert gate([compare_logits(sound, sound)], "fp32", {"mIoU": 0.0, "oIoU": 0.0}).failures == ()

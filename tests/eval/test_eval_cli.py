@@ -119,3 +119,26 @@ def test_a_mistake_is_one_line_and_exit_2(command, checkpoint, shapes_root, tmp_
 @pytest.mark.parametrize("option", ["--limit", "--batch"])
 def test_counts_are_at_least_one(command, option):
     assert command(main, option, 0).code == 2
+
+
+def test_the_gate_names_the_worst_pairs_and_saves_them(command, checkpoint, other_checkpoint, shapes_root):
+    common = ("--engine", checkpoint, "--data", shapes_root, "--limit", 6, "--batch", 6, "--gate")
+    done = command(main, *common, "--reference", other_checkpoint)
+    assert done.code == 1
+    assert "gate fp32 on val: CLOSED; 6 pairs" in done.out
+    assert "verification failed" in done.err
+    assert len(list(Path("gate").glob("val-*-image-*-sentence-*.png"))) == done.out.count("  worst ") == 5
+    same = command(main, *common, "--reference", checkpoint, "--gate-pictures", "none")
+    assert same.code == 0, same.err
+    assert "gate fp32 on val: open; 6 pairs, max logit error 0.00e+00" in same.out
+    assert not Path("none").exists()
+
+
+def test_the_gate_takes_no_shuffled_sentences(command):
+    done = command(main, "--gate", "--shuffle-sentences")
+    assert (done.code, "leave --shuffle-sentences out" in done.err) == (2, True)
+
+
+def test_a_gate_without_a_reference_is_a_mistake(command, checkpoint, shapes_root):
+    done = command(main, "--engine", checkpoint, "--data", shapes_root, "--gate")
+    assert (done.code, "--gate has nothing to compare with" in done.err) == (2, True)

@@ -56,3 +56,7 @@ def test_equal_samples_leave_nothing_to_chance():
 def test_no_sample_has_no_interval():
     with pytest.raises(ValueError, match="no sample"):
         resample([], ORIGINAL)
+
+
+def test_a_single_picture_has_an_interval_of_no_width():
+    assert resample(records([0.4, 0.6], [0, 0]), ORIGINAL).interval("mIoU") == pytest.approx((0.5, 0.5))

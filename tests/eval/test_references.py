@@ -14,7 +14,7 @@ from tfanet.errors import UserError, VerificationError
 from tfanet_engines.onnx_file import CONFIG_KEY, WEIGHTS_KEY
 from tfanet_engines.sidecar import Sidecar
 from tfanet_eval.accuracy import evaluate
-from tfanet_eval.references import find_reference, precision_of, verify
+from tfanet_eval.references import find_reference, gate_of, precision_of
 
 
 @pytest.fixture
@@ -108,21 +108,21 @@ def test_a_checkpoint_is_compared_only_when_asked(checkpoint, other_checkpoint):
     assert precision_of(checkpoint) == "fp32"
 
 
-def test_verify_names_the_engine_and_the_figure():
+def test_the_gate_names_the_engine_and_the_figure():
     compared = evaluate(FakeEngine(oracle), Boxes(2), reference=FakeEngine(oracle))
-    verify(compared, "fp32", "model.onnx")
+    gate_of(compared, "fp32").require("model.onnx")
     worse = evaluate(FakeEngine(nothing), Boxes(2), reference=FakeEngine(oracle))
     with pytest.raises(VerificationError, match=r"model\.onnx: max logit error 2 "):
-        verify(worse, "fp16", "model.onnx")
+        gate_of(worse, "fp16").require("model.onnx")
 
 
-def test_verify_wants_a_comparison():
-    with pytest.raises(VerificationError, match="nothing was compared"):
-        verify(evaluate(FakeEngine(oracle), Boxes(2)), "fp32", "model.onnx")
+def test_the_gate_wants_a_comparison():
+    with pytest.raises(VerificationError, match="no pair"):
+        gate_of(evaluate(FakeEngine(oracle), Boxes(2)), "fp32").require("model.onnx")
 
 
-def test_a_drop_of_miou_fails_even_where_masks_agree():
+def test_a_drop_of_a_metric_fails_even_where_masks_agree():
     compared = evaluate(FakeEngine(oracle), Boxes(2), reference=FakeEngine(oracle))
     worse = tuple(dataclasses.replace(record, intersection=0) for record in compared.records)
-    with pytest.raises(VerificationError, match="mIoU differs"):
-        verify(dataclasses.replace(compared, records=worse), "fp16", "model.onnx")
+    found = gate_of(dataclasses.replace(compared, records=worse), "fp16")
+    assert [failure[:4] for failure in found.failures] == ["mIoU", "oIoU"]

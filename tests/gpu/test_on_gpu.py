@@ -14,7 +14,7 @@ from tfanet.data.transforms import TrainingPairs
 from tfanet.ops import linear_cross_attention, selective_scan
 from tfanet.training.loop import TrainingOptions, train
 from tfanet.weights import bundled
-from tfanet_engines import build_plan, check, compare_logits, open_engine
+from tfanet_engines import build_plan, compare_logits, gate, open_engine
 from tfanet_engines.targets import RTX_CAPABILITIES
 from tfanet_export import export_onnx
 from tfanet_export.export import retarget, verification_pairs
@@ -72,7 +72,7 @@ def compare(engine, pairs):
 
 def test_pytorch(pairs):
     with open_engine(bundled("tiny")) as engine:
-        check(compare(engine, pairs), "fp32")
+        gate([compare(engine, pairs)], "fp32").require()
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
@@ -80,7 +80,7 @@ def test_onnx_runtime_cuda(pairs, precision, tmp_path):
     path = tmp_path / "model.onnx"
     export_onnx(tfanet.load_model(bundled("tiny")), path, fp16=precision == "fp16", target="gpu")
     with open_engine(path, providers=["CUDAExecutionProvider", "CPUExecutionProvider"]) as engine:
-        check(compare(engine, pairs), precision)
+        gate([compare(engine, pairs)], precision).require()
 
 
 @pytest.mark.parametrize("backend", ["tensorrt-rtx", pytest.param("tensorrt", marks=pytest.mark.tensorrt)])
@@ -94,7 +94,7 @@ def test_plan(pairs, tmp_path, backend):
     assert build_plan(network, plan, backend=backend, target=capability).backend == backend
     with open_engine(plan) as engine:
         engine.warm_up(PAIRS)
-        check(compare(engine, pairs), "fp16")
+        gate([compare(engine, pairs)], "fp16").require()
         one = engine.infer(pairs[0][:1], pairs[1][:1])
         np.testing.assert_allclose(one, engine.infer(pairs[0], pairs[1])[:1], rtol=0, atol=0.1)
 
