@@ -2,56 +2,17 @@
 
 from __future__ import annotations
 
-import csv
 import resource
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
-from torch.utils.data import Dataset
+from small_runs import OPTIONS, Squares, losses, small_model
 
-import tfanet
-from tfanet.config import preset
 from tfanet.errors import UserError, VerificationError
 from tfanet.training.loop import train
-from tfanet.training.options import TrainingOptions
 from tfanet.training.processes import Processes
 from tfanet.training.steps import Stepper
-
-SMALL = preset("tiny", image_size=32, vmamba_dims=(8, 8, 16, 16), vmamba_depths=(1, 1, 1, 1))
-OPTIONS = TrainingOptions(epochs=1, batch=4, rate=1e-3, warmup=0, ema=0.0)
-
-
-class Squares(Dataset):
-    """Random pictures with a mask of the left half; some can be unreadable, some too bright for numbers."""
-
-    def __init__(self, count: int = 8, broken: tuple[int, ...] = ()) -> None:
-        self.count, self.broken = count, broken
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        if index in self.broken:
-            raise UserError(f"image {index}.jpg is damaged")
-        rng = torch.Generator().manual_seed(index)
-        tokens = torch.zeros(17, dtype=torch.long)
-        tokens[:3] = torch.tensor([49406, 320 + index, 49407])
-        mask = torch.zeros(32, 32, dtype=torch.uint8)
-        mask[:, :16] = 1
-        image = torch.randint(0, 256, (32, 32, 3), dtype=torch.uint8, generator=rng)
-        return {"image": image, "tokens": tokens, "mask": mask}
-
-
-def small_model() -> tfanet.TFANet:
-    torch.manual_seed(3)
-    return tfanet.TFANet(SMALL)
-
-
-def losses(out: Path) -> list[float]:
-    with (out / "log.csv").open() as file:
-        return [float(row["loss"]) for row in csv.DictReader(file) if row["loss"]]
 
 
 def part(items: range) -> dict[str, torch.Tensor]:
@@ -142,7 +103,7 @@ def test_pairs_that_cannot_be_read_are_listed_once_or_fatal(tmp_path, capsys):
 
 
 def test_a_full_disk_is_one_line_and_the_last_state_stays(tmp_path):
-    """A file may grow to 100 kB: the log fits, the state of 40 MB does not."""
+    """A file may grow to 100 kB: the log fits, the state of 10 MB does not."""
     assert train(small_model(), Squares(), Squares(2), tmp_path, OPTIONS)
     kept = {name: (tmp_path / name).read_bytes() for name in ("training.pt", "model.safetensors")}
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import re
 import signal
+from dataclasses import replace
 
 import pytest
 import torch
+from small_runs import SMALL as STRAIGHT
+from small_runs import log_rows, losses, small_model
 from torch.utils.data import ConcatDataset, Dataset
 from typer.testing import CliRunner
 
@@ -24,7 +26,7 @@ from tfanet.training.options import RECIPES, TrainingOptions
 from tfanet.training.schedule import epoch_batches, parameter_groups, rate_factor, shares
 from tfanet.training.state import load_state
 
-SMALL = preset("tiny", image_size=32, vmamba_dims=(8, 8, 16, 16), vmamba_depths=(1, 1, 1, 1), drop_path=0.2)
+SMALL = replace(STRAIGHT, drop_path=0.2)
 OPTIONS = TrainingOptions(epochs=2, batch=4, rate=1e-3, warmup=2, save_every=2, precision="fp32")
 
 
@@ -48,31 +50,31 @@ class FirstPairs(Dataset):
         return self.pairs[index]
 
 
-def small_model():
-    torch.manual_seed(3)
-    return tfanet.TFANet(SMALL)
-
-
 def test_an_interrupted_run_ends_with_the_same_weights(shapes_root, tmp_path):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     validation = FirstPairs(shapes_root, 4)
     for folder in (whole, broken):
         folder.mkdir()
-    assert train(small_model(), FirstPairs(shapes_root), validation, whole, OPTIONS)
+    assert train(small_model(SMALL), FirstPairs(shapes_root), validation, whole, OPTIONS)
 
     interrupted = FirstPairs(shapes_root, kill_at=4 * 4)  # while the fourth of six batches is loaded
-    assert not train(small_model(), interrupted, validation, broken, OPTIONS)
+    assert not train(small_model(SMALL), interrupted, validation, broken, OPTIONS)
     assert load_state(broken / "training.pt", SMALL, OPTIONS.fixed()).step == 4
     torch.manual_seed(99)
     assert train(
-        small_model(), FirstPairs(shapes_root), validation, broken, OPTIONS, resume=broken / "training.pt"
+        small_model(SMALL),
+        FirstPairs(shapes_root),
+        validation,
+        broken,
+        OPTIONS,
+        resume=broken / "training.pt",
     )
 
     expected = tfanet.load_model(whole / "model.safetensors").state_dict()
     actual = tfanet.load_model(broken / "model.safetensors").state_dict()
     for name, tensor in expected.items():
         assert torch.equal(actual[name], tensor), name
-    logs = [list(csv.DictReader((folder / "log.csv").open())) for folder in (whole, broken)]
+    logs = [log_rows(folder) for folder in (whole, broken)]
     assert [row["loss"] for row in logs[0]] == [row["loss"] for row in logs[1]]
     assert [row["step"] for row in logs[0] if row["val_miou"]] == ["3", "6"]
 
@@ -81,14 +83,14 @@ def test_it_learns(shapes_root, tmp_path):
     """Eight pairs by heart: the loss of the last steps is well below that of the first."""
     options = TrainingOptions(epochs=3, batch=8, warmup=5, rate=3e-3, ema=0.0)
     pairs = ConcatDataset([FirstPairs(shapes_root, 8)] * 10)
-    train(small_model(), pairs, FirstPairs(shapes_root, 4), tmp_path, options)
-    losses = [float(row["loss"]) for row in csv.DictReader((tmp_path / "log.csv").open()) if row["loss"]]
-    assert len(losses) == 30
-    assert sum(losses[-3:]) < 0.75 * sum(losses[:3])
+    train(small_model(SMALL), pairs, FirstPairs(shapes_root, 4), tmp_path, options)
+    seen = losses(tmp_path)
+    assert len(seen) == 30
+    assert sum(seen[-3:]) < 0.75 * sum(seen[:3])
 
 
 def test_a_loss_that_is_not_finite_stops(shapes_root, tmp_path):
-    model = small_model()
+    model = small_model(SMALL)
     with torch.no_grad():
         model.decoder.score.bias[0] = float("nan")
     with pytest.raises(VerificationError, match=r"the loss is nan.* at step 1: image \d+ '"):
@@ -99,25 +101,25 @@ def test_a_loss_that_is_not_finite_stops(shapes_root, tmp_path):
 def test_weights_that_are_not_finite_are_not_saved(shapes_root, tmp_path):
     options = TrainingOptions(epochs=1, batch=4, warmup=0, rate=1e30, ema=0.0)
     with pytest.raises(VerificationError, match=r"not finite|the loss is"):
-        train(small_model(), FirstPairs(shapes_root), FirstPairs(shapes_root, 4), tmp_path, options)
+        train(small_model(SMALL), FirstPairs(shapes_root), FirstPairs(shapes_root, 4), tmp_path, options)
     assert not (tmp_path / "model.safetensors").exists()
     assert not (tmp_path / "training.pt").exists()
 
 
 def test_a_torn_log_does_not_stop_a_resumed_run(shapes_root, tmp_path):
     stopped = FirstPairs(shapes_root, kill_at=4)
-    assert not train(small_model(), stopped, FirstPairs(shapes_root, 4), tmp_path, OPTIONS)
+    assert not train(small_model(SMALL), stopped, FirstPairs(shapes_root, 4), tmp_path, OPTIONS)
     with (tmp_path / "log.csv").open("a") as file:
         file.write("x,")
     assert train(
-        small_model(),
+        small_model(SMALL),
         FirstPairs(shapes_root),
         FirstPairs(shapes_root, 4),
         tmp_path,
         OPTIONS,
         resume=tmp_path / "training.pt",
     )
-    steps = [row["step"] for row in csv.DictReader((tmp_path / "log.csv").open()) if row["loss"]]
+    steps = [row["step"] for row in log_rows(tmp_path) if row["loss"]]
     assert steps == ["1", "2", "3", "4", "5", "6"]
 
 
@@ -134,7 +136,11 @@ def test_a_damaged_state_is_one_line(tmp_path, content):
 
 def test_a_run_with_other_options_is_not_resumed(shapes_root, tmp_path):
     train(
-        small_model(), FirstPairs(shapes_root, 4), FirstPairs(shapes_root, 4), tmp_path, TrainingOptions(1, 4)
+        small_model(SMALL),
+        FirstPairs(shapes_root, 4),
+        FirstPairs(shapes_root, 4),
+        tmp_path,
+        TrainingOptions(1, 4),
     )
     with pytest.raises(UserError, match="epochs was 1"):
         load_state(tmp_path / "training.pt", SMALL, TrainingOptions(2, 4).fixed())

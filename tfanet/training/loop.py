@@ -104,7 +104,7 @@ class _Run:
         if first:
             for stale in (*self.out.glob(".training-*.pt"), *self.out.glob(".*-*.safetensors")):
                 stale.unlink(missing_ok=True)  # of a run that was killed while it wrote
-        records = Records(self.out, keep_until=self.step) if first else None
+        records = Records(self.out, self.step, self.validated) if first else None
         shown = bar(TextColumn("{task.fields[note]}")) if first else nullcontext()
         with stop_on_signal() as stop, shown as progress:
             if progress:

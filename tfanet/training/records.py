@@ -26,11 +26,16 @@ _CURVES = {
 
 
 class Records:
-    """The files in `out`; a resumed run keeps rows up to its step. `UserError` where none can be written."""
+    """The files in `out`; a resumed run keeps rows up to its step and the validations of `validated` epochs.
 
-    def __init__(self, out: Path, keep_until: int) -> None:
+    Raises `UserError` where none can be written.
+    """
+
+    def __init__(self, out: Path, keep_until: int, validated: int) -> None:
         self.out, self.log = out, out / "log.csv"
         rows = _rows_until(self.log, keep_until) if keep_until else []
+        # A validation that was logged, but killed before its saving, is run and logged again.
+        rows = [row for row in rows if not row["val_loss"] or int(row["epoch"]) <= validated]
         with atomic_path(self.log) as temporary, temporary.open("w", newline="") as file:
             writer = csv.DictWriter(file, LOG_COLUMNS)
             writer.writeheader()

@@ -1,0 +1,86 @@
+"""Killed at any moment, the run goes on to the same weights, bit for bit."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import torch
+from small_runs import child_environment, log_rows
+
+SCRIPT = """
+import os, random, signal, sys, time
+from dataclasses import replace
+from pathlib import Path
+import torch
+from torch import nn
+from small_runs import OPTIONS, SMALL, Squares, small_model
+from tfanet.training.loop import train
+
+torch.set_num_threads(1)  # a fork has no threads but its own
+options = replace(OPTIONS, epochs=2, ema=0.99, save_every=1)
+config = replace(SMALL, vmamba_dims=(4, 4, 4, 4), mlam_dim=4, decoder_dim=4, cssm_size=2, drop_path=0.3)
+
+class Words(Squares):
+    def __getitem__(self, index):
+        item = super().__getitem__(index)
+        item["tokens"][:3] = torch.tensor([62, index, 63])
+        return item
+
+def run(out):
+    model = small_model(config)
+    model.text.tower.token_embedding = nn.Embedding(64, 8)  # 62 words and two marks: 15,000 parameters
+    state = out / "training.pt"
+    train(model, Words(24), Words(2), out, options, resume=state if state.exists() else None)
+
+def fork(out):
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+            run(out)
+            code = 0
+        finally:
+            os._exit(code)
+    return child
+
+folder = Path(sys.argv[1])
+started = time.monotonic()
+run(folder / "whole")  # in this process: the forks find every import done
+seconds = time.monotonic() - started
+rng, broken, kills, places = random.Random(0), 0, 0, set()
+while kills < 20 or len(places) < 5:
+    out = folder / f"broken-{broken}"
+    child = fork(out)
+    time.sleep(rng.uniform(0, seconds / 8))
+    os.kill(child, signal.SIGKILL)
+    status = os.waitpid(child, 0)[1]
+    if os.WIFSIGNALED(status):
+        kills += 1
+        state = out / "training.pt"
+        places.add(torch.load(state, weights_only=True)["step"] if state.exists() else 0)
+    else:  # it was faster: the next kills are another run's
+        assert status == 0
+        broken += 1
+assert os.waitpid(fork(folder / f"broken-{broken}"), 0)[1] == 0
+print(f"{kills} kills with {sorted(places)} steps saved")
+"""
+
+
+def test_twenty_kills_end_with_the_same_weights(tmp_path):
+    command = [sys.executable, "-c", SCRIPT, tmp_path]
+    done = subprocess.run(command, env=child_environment(), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    whole = torch.load(tmp_path / "whole" / "training.pt", weights_only=True)["trained"]
+    rows = log_rows(tmp_path / "whole")
+    for folder in tmp_path.glob("broken-*"):
+        trained = torch.load(folder / "training.pt", weights_only=True)["trained"]
+        for kind in ("model", "ema"):
+            assert trained[kind].keys() == whole[kind].keys()
+            for name, tensor in whole[kind].items():
+                assert torch.equal(trained[kind][name], tensor), name
+        speed = {"images_per_second": None}
+        assert [row | speed for row in log_rows(folder)] == [row | speed for row in rows]
+        assert not list(folder.glob(".*"))
+    assert len(rows) == 12 + 2
