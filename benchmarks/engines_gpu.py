@@ -89,11 +89,12 @@ class MadeFiles:
     def _plan(self, backend: str) -> Path:
         import torch
 
-        from tfanet_engines import build_plan
+        from tfanet_engines import BuildOptions, build_plan
 
         target = "{}.{}".format(*torch.cuda.get_device_capability())
         path = self._folder / f"{backend}.plan"
-        build_plan(self.onnx("fp16"), path, backend=backend, target=target, batch=(1, 1, PAIRS))
+        options = BuildOptions(target=target, batch=(1, 1, PAIRS))
+        build_plan(self.onnx("fp16"), path, options, backend=backend)
         return path
 
 

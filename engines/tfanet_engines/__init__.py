@@ -9,12 +9,14 @@ from tfanet.lazy import lazy_attributes
 if TYPE_CHECKING:
     from tfanet_engines.build import BuildReport, build_plan
     from tfanet_engines.engine import Engine
+    from tfanet_engines.options import BuildOptions
     from tfanet_engines.parity import TOLERANCES, ParityFigures, Tolerance, compare_logits, gate
     from tfanet_engines.run import open_engine
     from tfanet_engines.sidecar import Sidecar
 
 __all__ = [
     "TOLERANCES",
+    "BuildOptions",
     "BuildReport",
     "Engine",
     "ParityFigures",
@@ -29,6 +31,7 @@ __all__ = [
 __getattr__ = lazy_attributes(
     __name__,
     {
+        "BuildOptions": "tfanet_engines.options",
         "BuildReport": "tfanet_engines.build",
         "build_plan": "tfanet_engines.build",
         "TOLERANCES": "tfanet_engines.parity",

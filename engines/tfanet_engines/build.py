@@ -1,38 +1,28 @@
-"""ONNX -> plan: a strongly typed engine for a named GPU, built without one by TensorRT-RTX."""
+"""ONNX -> plan: a strongly typed engine for named GPUs, built without one by TensorRT-RTX."""
 
 from __future__ import annotations
 
 import dataclasses
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Literal
 
 from tfanet.console import peak_memory
 from tfanet.errors import UserError, VerificationError
 from tfanet.files import atomic_path, require_writable, sha256
-from tfanet.signature import BATCH, MAX_BATCH, Signature, signature_of
-from tfanet_engines import trust
-from tfanet_engines.onnx_file import OnnxFile, read_onnx, with_plugin_bodies
+from tfanet.signature import BATCH, Signature, signature_of
+from tfanet_engines import builder_process, trust
+from tfanet_engines.builder import Bindings, Built, Progress, Request
+from tfanet_engines.onnx_file import OnnxFile, read_onnx
+from tfanet_engines.options import Batch, BuildOptions
+from tfanet_engines.proof import EngineLayers, PrecisionProof
 from tfanet_engines.sidecar import Sidecar
-from tfanet_engines.targets import compute_capability, sm
-from tfanet_engines.trt_api import (
-    Backend,
-    PrecisionProof,
-    build,
-    load_backend,
-    make_logger,
-    parser_errors,
-    prove_precision,
-)
-from tfanet_plugins import not_plugin_layers, register_all
-
-Batch = tuple[int, int, int]
-Bindings = tuple[tuple[str, str, tuple[int, ...]], ...]
-DTYPES = {"FLOAT": "float32", "HALF": "float16", "UINT8": "uint8", "INT64": "int64", "INT32": "int32"}
+from tfanet_engines.targets import capability_here, compute_capabilities, sm
+from tfanet_engines.trt_api import MODULES, Backend, find_backend
 
 
 @dataclass(frozen=True)
@@ -43,178 +33,133 @@ class BuildReport:
     sidecar: Path
     backend: Backend
     builder_version: str
-    compute_capability: str
+    compute_capabilities: tuple[str, ...]
+    """As in the sidecar."""
     precision: Literal["fp32", "fp16"]
     proof: PrecisionProof
+    inspected: EngineLayers | None
+    """Of the finished engine; None where it cannot be opened, which takes the GPU that it is for."""
     plugin_layers: int
     """Layers that run our kernels; 0 for TensorRT-RTX, which has no such plugins."""
     bindings: Bindings
-    """Name, dtype and shape of every input and output; -1 is the batch."""
+    """Name, dtype and shape of every input and output, as `tfanet.signature` has them; -1 is the batch."""
     batch: Batch
-    """Smallest, optimal and largest batch."""
+    """Smallest, usual and largest batch."""
     size_bytes: int
     seconds: float
     peak_memory_bytes: int
-    """Of this process so far, an export before the build included."""
+    """Of the builder's process, or of this one, an export before the build included, if that was larger."""
 
 
 def build_plan(
     onnx_path: str | Path,
     plan_path: str | Path,
+    options: BuildOptions = BuildOptions(),
     *,
     backend: str = "auto",
-    target: str = "rtx4090",
-    batch: Batch = (1, 1, 8),
     rebuild: str | None = None,
     progress: bool = False,
 ) -> BuildReport:
     """Build `plan_path` and its sidecar from an ONNX file that `tfanet-export onnx` wrote.
 
-    `backend` is `tensorrt-rtx` (for any GPU of `targets.RTX_CAPABILITIES`, none needed here), `tensorrt` (for
-    the GPU of this machine) or `auto`. `target` is a GPU's name or an sm number. `rebuild` is the command
-    that the sidecar names; by default one that calls this function.
+    `backend` is `tensorrt-rtx` (for any GPUs of `targets.RTX_CAPABILITIES`, none needed here), `tensorrt`
+    (for the GPU of this machine) or `auto`. `rebuild` is the command that the sidecar names; by default one
+    that calls this function. The build runs in a process of its own.
 
-    TF32 is off, so FP32 parts of the network are computed in FP32. Raises `UserError` for bad arguments and
-    files, `VerificationError` when the network does not parse, does not build, or is not what the ONNX file
-    promised; `KeyboardInterrupt` on Ctrl-C. In each case nothing is left under `plan_path`.
+    Raises `UserError` for bad arguments and files, `VerificationError` when the network does not parse, does
+    not build, crashes the builder, or is not what the ONNX file promised; `KeyboardInterrupt` on Ctrl-C. In
+    each case nothing is left under `plan_path`.
     """
-    capability = compute_capability(target)
-    if not 1 <= batch[0] <= batch[1] <= batch[2] <= MAX_BATCH:
-        raise UserError(f"batch must be 1 <= smallest <= optimal <= largest <= {MAX_BATCH}, not {batch}")
+    name = find_backend(backend)
+    options.require(name)
+    capabilities = _capabilities(name, options)
     plan_path = Path(plan_path)
     require_writable(plan_path)
     trust.require_usable()
     source = read_onnx(onnx_path)
-    name, trt = load_backend(backend)
+    plugins = source.plugin_layers if name == "tensorrt" and options.plugins is not False else ()
+    request = Request(source.path, name, capabilities, plugins, options)
     start = time.perf_counter()
-    if name == "tensorrt":
-        register_all(capability)
-    plugins = source.plugin_layers if name == "tensorrt" else ()
-    plan, proof, bindings = _build(trt, source, capability, batch, plugins, progress)
+    with atomic_path(plan_path) as temporary, _bars(progress) as show:
+        built, child_memory = builder_process.run(request, temporary, show)
+        _check(source, built)
     seconds = time.perf_counter() - start
 
-    with atomic_path(plan_path) as temporary:
-        temporary.write_bytes(plan)
+    memory = max(child_memory, peak_memory())
+    served = ("8.0+",) if options.hardware_compat == "ampere_plus" else capabilities
     onnx_parity = source.sidecar.parity if source.sidecar else None
+    inspected = dataclasses.asdict(built.inspected) if built.inspected else None
     sidecar = Sidecar.of(
         source.config,
         kind="plan",
         weights_sha256=source.weights_sha256,
         precision=source.precision,
-        proof=dataclasses.asdict(proof)
-        | {"plugin_layers": len(plugins), "parity_of_the_onnx_file": onnx_parity},
-        builder=trt.__name__,
-        builder_version=trt.__version__,
-        compute_capabilities=[capability],
-        batch=batch,
+        proof=dataclasses.asdict(built.proof)
+        | {"plugin_layers": len(plugins), "engine": inspected, "parity_of_the_onnx_file": onnx_parity},
+        builder=MODULES[name],
+        builder_version=built.version,
+        compute_capabilities=served,
+        version_compatible=options.version_compat,
+        batch=options.batch,
         onnx_sha256=source.sha256,
         file_sha256=sha256(plan_path),
         cost={
             "seconds": round(seconds, 1),
-            "peak_memory_bytes": peak_memory(),
+            "peak_memory_bytes": memory,
             "bytes": plan_path.stat().st_size,
-            "layers": proof.layers,
+            "layers": built.proof.layers,
         },
-        rebuild=rebuild or _rebuild_command(source.path, plan_path, name, target, batch),
+        rebuild=rebuild or _rebuild_command(source.path, plan_path, name, options),
     )
+    try:
+        written = sidecar.write(plan_path)
+    except BaseException:
+        plan_path.unlink()  # without its sidecar it is none
+        raise
     trust.remember(sidecar.file_sha256)
     return BuildReport(
         plan=plan_path,
-        sidecar=sidecar.write(plan_path),
+        sidecar=written,
         backend=name,
-        builder_version=trt.__version__,
-        compute_capability=capability,
+        builder_version=built.version,
+        compute_capabilities=served,
         precision=source.precision,
-        proof=proof,
+        proof=built.proof,
+        inspected=built.inspected,
         plugin_layers=len(plugins),
-        bindings=bindings,
-        batch=batch,
+        bindings=built.bindings,
+        batch=options.batch,
         size_bytes=plan_path.stat().st_size,
         seconds=seconds,
-        peak_memory_bytes=peak_memory(),
+        peak_memory_bytes=memory,
     )
 
 
-def _build(
-    trt: ModuleType,
-    source: OnnxFile,
-    capability: str,
-    batch: Batch,
-    plugins: Sequence[str],
-    progress: bool,
-) -> tuple[Any, PrecisionProof, Bindings]:
-    """The plan's bytes, the proof of its precision and its bindings."""
-    logger = make_logger(trt)
-    builder = trt.Builder(logger)
-    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = trt.OnnxParser(network, logger)
-    if not _parse(parser, source.path, bool(plugins)):
-        errors = "; ".join(parser_errors(parser))
-        raise VerificationError(f"{trt.__name__} cannot parse {source.path}: {errors}")
-    proof = prove_precision(trt, network)
-    bindings = _bindings(network)
-    _check(source, proof, bindings)
-    if missing := not_plugin_layers(trt, network, plugins):
-        raise VerificationError(
-            f"{trt.__name__} took the function body instead of the plugin for {len(missing)} of "
-            f"{len(plugins)} nodes of {source.path}: {', '.join(missing[:5])}"
-        )
+def _capabilities(backend: Backend, options: BuildOptions) -> tuple[str, ...]:
+    """The GPUs to build for; full TensorRT builds for the one of this machine."""
+    if options.target == "current":
+        wanted = (capability_here(),)
+        if backend == "tensorrt-rtx":
+            compute_capabilities(wanted[0])
+        return wanted
+    wanted = compute_capabilities(options.target)
+    if backend == "tensorrt":
+        import torch
 
-    config = builder.create_builder_config()
-    config.clear_flag(trt.BuilderFlag.TF32)
-    _aim(trt, config, capability)
-    profile = builder.create_optimization_profile()
-    for name, _, shape in bindings[: network.num_inputs]:
-        profile.set_shape(name, *((size, *shape[1:]) for size in batch))
-    config.add_optimization_profile(profile)
-    plan = build(trt, builder, network, config, parser, show=progress)
-    if plan is None:
-        raise VerificationError(f"{trt.__name__} cannot build {source.path}: {'; '.join(logger.errors)}")
-    return plan, proof, bindings
+        here = capability_here() if torch.cuda.is_available() else None
+        if wanted != (here,):
+            raise UserError(
+                f"tensorrt builds for the GPU it runs on ({sm(here) if here else 'none here'}), not for "
+                f"{', '.join(map(sm, wanted))}; use --backend tensorrt-rtx, or --target current on that GPU"
+            )
+    return wanted
 
 
-def _parse(parser: Any, path: Path, plugins: bool) -> bool:
-    """Parse the ONNX file, with bodies made of plugins if there are to be some."""
-    if plugins:
-        return parser.parse(with_plugin_bodies(path), str(path))  # where to look for external weights
-    return parser.parse_from_file(str(path))
-
-
-def _aim(trt: ModuleType, config: Any, capability: str) -> None:
-    """Build for `capability`: TensorRT-RTX for any, TensorRT for the GPU of this machine only."""
-    if hasattr(config, "set_compute_capability"):
-        level = getattr(trt.ComputeCapability, sm(capability).upper(), None)
-        if level is None:
-            raise UserError(f"{trt.__name__} {trt.__version__} does not build for {sm(capability)}")
-        config.num_compute_capabilities = 1
-        config.set_compute_capability(level, 0)
-        return
-    import torch
-
-    here = "{}.{}".format(*torch.cuda.get_device_capability()) if torch.cuda.is_available() else None
-    if here != capability:
-        raise UserError(
-            f"tensorrt builds for the GPU it runs on ({sm(here) if here else 'none here'}), not for "
-            f"{sm(capability)}; use backend tensorrt-rtx, or build on that GPU"
-        )
-
-
-def _bindings(network: Any) -> Bindings:
-    tensors = [network.get_input(i) for i in range(network.num_inputs)]
-    tensors += [network.get_output(i) for i in range(network.num_outputs)]
-    return tuple((t.name, _dtype(t), tuple(t.shape)) for t in tensors)
-
-
-def _dtype(tensor: Any) -> str:
-    name: str = tensor.dtype.name
-    return DTYPES.get(name, name)
-
-
-def _check(source: OnnxFile, proof: PrecisionProof, bindings: Bindings) -> None:
+def _check(source: OnnxFile, built: Built) -> None:
     """Raise `VerificationError` unless the network has the promised bindings and precision."""
-    promised = _promised(signature_of(source.config))
-    if bindings != promised:
-        raise VerificationError(f"the network of {source.path} has bindings {bindings}, not {promised}")
+    promised, proof = _promised(signature_of(source.config)), built.proof
+    if built.bindings != promised:
+        raise VerificationError(f"the network of {source.path} has bindings {built.bindings}, not {promised}")
     if source.sidecar and source.sidecar.precision != source.precision:
         raise VerificationError(
             f"{source.path} is {source.precision} by its weights, {source.sidecar.precision} by its sidecar"
@@ -225,6 +170,10 @@ def _check(source: OnnxFile, proof: PrecisionProof, bindings: Bindings) -> None:
             f"{source.path} is {source.precision}, but {proof.half_weight_share:.1%} of the network's "
             f"weights are half precision ({proof.half_weights} of {proof.half_weights + proof.float_weights})"
         )
+    if source.precision == "fp16" and built.inspected and not built.inspected.half:
+        raise VerificationError(
+            f"{source.path} is fp16, but none of the engine's {built.inspected.layers} layers gives FP16"
+        )
 
 
 def _promised(signature: Signature) -> Bindings:
@@ -232,6 +181,34 @@ def _promised(signature: Signature) -> Bindings:
     return tuple((s.name, s.dtype, tuple(-1 if n == BATCH else int(n) for n in s.shape)) for s in specs)
 
 
-def _rebuild_command(onnx: Path, plan: Path, backend: str, target: str, batch: Batch) -> str:
-    call = f"build_plan({str(onnx)!r}, {str(plan)!r}, backend={backend!r}, target={target!r}, batch={batch})"
-    return f"python -c {shlex.quote(f'from tfanet_engines import build_plan; {call}')}"
+def _rebuild_command(onnx: Path, plan: Path, backend: str, options: BuildOptions) -> str:
+    changed = {
+        field.name: value
+        for field in dataclasses.fields(options)
+        if (value := getattr(options, field.name)) != field.default
+    }
+    words = ", ".join(f"{name}={value!r}" for name, value in changed.items())
+    call = f"build_plan({str(onnx)!r}, {str(plan)!r}, BuildOptions({words}), backend={backend!r})"
+    return f"python -c {shlex.quote(f'from tfanet_engines import BuildOptions, build_plan; {call}')}"
+
+
+@contextmanager
+def _bars(show: bool) -> Iterator[Progress]:
+    """Yield what draws the builder's phases as bars on stderr, if `show`."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    tasks: dict[str, Any] = {}
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not show) as bars:
+
+        def draw(phase: str, done: int, steps: int) -> None:
+            if not steps:
+                if phase in tasks:
+                    bars.remove_task(tasks.pop(phase))
+            elif phase in tasks:
+                bars.update(tasks[phase], completed=done)
+            else:
+                tasks[phase] = bars.add_task(phase, total=steps)
+
+        yield draw

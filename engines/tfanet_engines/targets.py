@@ -33,6 +33,20 @@ def compute_capability(target: str) -> str:
     raise UserError(f"unknown target GPU {target!r}; give one of these names or sm numbers: {known}")
 
 
+def compute_capabilities(targets: str) -> tuple[str, ...]:
+    """`rtx4090,sm120` -> `("8.9", "12.0")`, each once, in order; `UserError` as `compute_capability`."""
+    return tuple(dict.fromkeys(compute_capability(name.strip()) for name in targets.split(",")))
+
+
+def capability_here() -> str:
+    """The compute capability of this machine's GPU; `UserError` without one."""
+    import torch
+
+    if not torch.cuda.is_available():
+        raise UserError("there is no NVIDIA GPU here; name the GPU to build for with --target")
+    return "{}.{}".format(*torch.cuda.get_device_capability())
+
+
 def fits(capability: str, wanted: Iterable[str]) -> bool:
     """Whether a plan for `wanted` runs on a GPU of `capability`, `8.9` for one.
 

@@ -93,7 +93,7 @@ def demo(
 def _make(checkpoint: Path, out: Path) -> list[Contender]:
     """Export and build; the reference first, the FP32 ONNX file second."""
     from tfanet.checkpoint import load_model
-    from tfanet_engines import build_plan
+    from tfanet_engines import BuildOptions, build_plan
     from tfanet_export import export_onnx
     from tfanet_export.export import retarget
 
@@ -104,9 +104,9 @@ def _make(checkpoint: Path, out: Path) -> list[Contender]:
     export_onnx(model, onnx_fp16, fp16=True, rebuild=f"{again} {onnx_fp16} --fp16")
     for_gpu, plan = retarget(onnx_fp16, out / "model-fp16-gpu.onnx", "gpu"), out / "model-fp16.plan"
     again = f"tfanet-export trt --onnx {onnx_fp16} --out {plan} --target {GPU}"
-    report = build_plan(for_gpu, plan, target=GPU, rebuild=again, progress=True)
+    report = build_plan(for_gpu, plan, BuildOptions(target=GPU), rebuild=again, progress=True)
     _print_proof(report)
-    capability = report.compute_capability
+    (capability,) = report.compute_capabilities
     runs_here = _has_gpu(capability)
     where = "" if runs_here else f" (built for {sm(capability)}; runs on that GPU)"
     return [
@@ -120,7 +120,7 @@ def _make(checkpoint: Path, out: Path) -> list[Contender]:
 def _print_proof(report: BuildReport) -> None:
     proof = report.proof
     say(
-        f"plan by {report.backend} {report.builder_version} for {sm(report.compute_capability)}: "
+        f"plan by {report.backend} {report.builder_version} for {sm(report.compute_capabilities[0])}: "
         f"{proof.half_weights} of {proof.half_weights + proof.float_weights} weights are half precision "
         f"({100 * proof.half_weight_share:.1f} %), and so are the outputs of "
         f"{100 * proof.half_layer_share:.1f} % of the layers"

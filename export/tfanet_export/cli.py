@@ -11,12 +11,14 @@ import typer
 
 from tfanet.console import new_app, run, say
 from tfanet.errors import UserError
-from tfanet.signature import MAX_BATCH
 from tfanet_export.triton_cli import triton
 
 if TYPE_CHECKING:
     from tfanet_engines import BuildReport
     from tfanet_export.export import ExportReport
+
+_NEGATIVES = ("timing-cache", "plugins")
+"""Flags that are said when they are off."""
 
 app = new_app("Take a checkpoint to ONNX, on to a TensorRT plan, or to a server.")
 app.command()(triton)
@@ -95,11 +97,35 @@ def trt(
         Path | None, typer.Option("--onnx", help="Build from this exported file, not from a checkpoint.")
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="[NAME.plan or NAME-fp16.plan]")] = None,
-    fp16: Fp16 = False,
+    fp16: Annotated[
+        bool | None, typer.Option("--fp16/--no-fp16", help="Half precision with FP32 islands [no].")
+    ] = None,
     image_size: ImageSize = None,
-    target: Annotated[str, typer.Option(help="GPU: rtx4090, sm89, ...")] = "rtx4090",
-    backend: Annotated[Backend, typer.Option(help="auto: tensorrt-rtx.")] = Backend.auto,
-    batch: Annotated[str, typer.Option(help="Smallest, usual and largest batch.")] = "1,1,8",
+    backend: Annotated[Backend, typer.Option(help="auto: tensorrt-rtx if installed.")] = Backend.auto,
+    recipe: Annotated[
+        str | None, typer.Option(help="rtx4090, or a .toml file: options, which those given here override.")
+    ] = None,
+    target: Annotated[
+        str | None, typer.Option(help="GPUs: rtx4090, sm89, rtx4090,rtx5090, current ... [rtx4090]")
+    ] = None,
+    batch: Annotated[str | None, typer.Option(help="Smallest, usual and largest batch [1,1,8].")] = None,
+    hardware_compat: Annotated[
+        str | None,
+        typer.Option(help="tensorrt: none, ampere_plus or same_compute_capability [none]."),
+    ] = None,
+    version_compat: Annotated[
+        bool | None, typer.Option("--version-compat", help="tensorrt: for later versions, too.")
+    ] = None,
+    workspace: Annotated[int | None, typer.Option(help="MiB that layers may use.")] = None,
+    opt_level: Annotated[int | None, typer.Option(help="tensorrt: 0 to 5, longer search [3].")] = None,
+    timing_cache: Annotated[
+        bool | None,
+        typer.Option("--timing-cache/--no-timing-cache", help="tensorrt: keep kernels' times [yes]."),
+    ] = None,
+    plugins: Annotated[
+        bool | None, typer.Option("--plugins/--no-plugins", help="tensorrt: run our kernels [yes].")
+    ] = None,
+    tf32: Annotated[bool | None, typer.Option("--tf32", help="FP32 products with 10 bits.")] = None,
     pairs: Pairs = 16,
     precision: PrecisionFile = None,
     check_half: CheckHalf = True,
@@ -107,8 +133,8 @@ def trt(
     """Build a TensorRT plan from a checkpoint or an exported ONNX file. No GPU is needed."""
     from tfanet.files import require_writable
     from tfanet_engines.build import build_plan
-    from tfanet_engines.targets import compute_capability
-    from tfanet_engines.trt_api import load_backend
+    from tfanet_engines.options import BuildOptions, read_recipe
+    from tfanet_engines.trt_api import find_backend
 
     if checkpoint and onnx_file:
         raise UserError("give --checkpoint or --onnx, not both")
@@ -116,31 +142,38 @@ def trt(
         raise UserError(f"the precision of {onnx_file} is fixed; give --precision when it is exported")
     if onnx_file and image_size:
         raise UserError(f"the image size of {onnx_file} is fixed; give --image-size when it is exported")
-    compute_capability(target)
-    load_backend(backend)
-    profile = _profile(batch)
+    library = find_backend(backend)
+    given = {
+        "target": target, "batch": None if batch is None else _profile(batch),
+        "hardware-compat": hardware_compat, "version-compat": version_compat, "workspace": workspace,
+        "opt-level": opt_level, "timing-cache": timing_cache, "plugins": plugins, "tf32": tf32,
+    }  # fmt: skip
+    values = read_recipe(recipe, library) if recipe else {}
+    half = values.pop("fp16", False) if fp16 is None else fp16
+    values.pop("fp16", None)
+    BuildOptions.of(values, library, f"recipe {recipe}")
+    chosen = BuildOptions.of(values | {k: v for k, v in given.items() if v is not None}, library)
     source = onnx_file or _checkpoint(checkpoint)
-    out = out or Path(f"{source.stem}{'-fp16' if fp16 and not onnx_file else ''}.plan")
+    out = out or Path(f"{source.stem}{'-fp16' if half and not onnx_file else ''}.plan")
     if out.suffix != ".plan":
         raise UserError(f"{out} must end in .plan")
     require_writable(out)
     command = _command(
-        "trt", checkpoint=checkpoint, onnx=onnx_file, out=out, target=target, backend=backend.value,
-        batch=batch, fp16=fp16, precision=precision,
-        **{"image-size": image_size, "no-check-half": not check_half},
+        "trt", checkpoint=checkpoint, onnx=onnx_file, out=out, backend=backend.value, recipe=recipe,
+        fp16=fp16, precision=precision,
+        **{"no-fp16": fp16 is False, "image-size": image_size, "no-check-half": not check_half},
+        **(given | {"target": chosen.target, "batch": ",".join(map(str, chosen.batch))}),
     )  # fmt: skip
     network = out.with_name(out.name + ".onnx")
     if onnx_file:
-        _retarget(onnx_file, network, fp16, command)
+        _retarget(onnx_file, network, half, command)
     else:
         report = _export(
-            source, network, fp16=fp16, target="gpu", pairs=pairs, image_size=image_size, rebuild=command,
+            source, network, fp16=half, target="gpu", pairs=pairs, image_size=image_size, rebuild=command,
             precision=precision, check_half=check_half,
         )  # fmt: skip
         _report(report)
-    report = build_plan(
-        network, out, backend=backend, target=target, batch=profile, rebuild=command, progress=True
-    )
+    report = build_plan(network, out, chosen, backend=library, rebuild=command, progress=True)
     _report_plan(report)
     say(f"next: tfanet-eval --engine {out}   (on the GPU it is built for)")
 
@@ -157,19 +190,17 @@ def _profile(text: str) -> tuple[int, int, int]:
         low, usual, high = (int(part) for part in text.split(","))
     except ValueError as error:
         raise UserError(f"--batch takes three numbers such as 1,1,8, not {text!r}") from error
-    if not 1 <= low <= usual <= high <= MAX_BATCH:
-        raise UserError(
-            f"--batch must rise from 1 to at most {MAX_BATCH}: smallest, usual, largest; not {text!r}"
-        )
     return low, usual, high
 
 
 def _command(verb: str, **options: object) -> str:
-    """The command line that does the same again; options that are None or False are left out."""
+    """The command line that does the same again; options that are None or an unset flag are left out."""
     words = ["tfanet-export", verb]
     for name, value in options.items():
-        if value is not None and value is not False:
-            words += [f"--{name}"] if value is True else [f"--{name}", str(value)]
+        if value is None or (value is False and name not in _NEGATIVES):
+            continue
+        flag = f"--no-{name}" if value is False else f"--{name}"
+        words += [flag] if isinstance(value, bool) else [flag, str(value)]
     return shlex.join(words)
 
 
@@ -226,13 +257,19 @@ def _report(report: ExportReport) -> None:
 def _report_plan(report: BuildReport) -> None:
     proof = report.proof
     say(
-        f"{report.plan}: {report.precision} for compute capability {report.compute_capability}, "
+        f"{report.plan}: {report.precision} for compute capability {', '.join(report.compute_capabilities)}, "
         f"{report.size_bytes / 1e6:.1f} MB, {report.backend} {report.builder_version}, {proof.layers} layers"
     )
     say(
         f"in the network: {proof.half_weight_share:.1%} of the weights and {proof.half_layer_share:.1%} "
         f"of the layers' outputs are FP16"
     )
+    if report.inspected:
+        say(f"in the engine: {report.inspected.half_share:.1%} of {report.inspected.layers} layers give FP16")
+    else:
+        say("the engine itself opens on the GPU it is for, and only there")
+    inputs = ", ".join(f"{name} {dtype} {[*shape]}" for name, dtype, shape in report.bindings)
+    say(f"inputs and output as promised: {inputs}; batch {', '.join(map(str, report.batch))}")
     if report.plugin_layers:
         say(f"{report.plugin_layers} plugin layers: every tfanet node runs its kernels")
     say(_cost(report.seconds, report.peak_memory_bytes))

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import signal
-import threading
+import dataclasses
+from functools import partial
 
 import onnx
 import pytest
+import torch
 from onnx import TensorProto, helper
 
 from tfanet.errors import UserError, VerificationError
 from tfanet.files import sha256
-from tfanet_engines import build as build_module
-from tfanet_engines import trt_api
+from tfanet_engines import builder, builder_process, proof, timing_cache, trt_api
 from tfanet_engines.build import build_plan
 from tfanet_engines.onnx_file import read_onnx
+from tfanet_engines.options import BuildOptions
 from tfanet_engines.sidecar import Sidecar, sidecar_path
 from tfanet_engines.targets import RTX_CAPABILITIES, compute_capability, fits
 
@@ -28,10 +29,10 @@ def left_behind(folder):
 @pytest.mark.parametrize("half", [False, True], ids=["fp32", "fp16"])
 def test_a_plan_and_what_is_said_of_it(tmp_path, small_onnx, small_config, half):
     source = small_onnx(tmp_path / "model.onnx", half=half)
-    report = build_plan(source, tmp_path / "model.plan", target="rtx4090", batch=(1, 2, 4))
+    report = build_plan(source, tmp_path / "model.plan", BuildOptions(batch=(1, 2, 4)))
     assert report.plan.read_bytes().startswith(b"vtrt")
     assert report.size_bytes == report.plan.stat().st_size
-    assert (report.compute_capability, report.backend) == ("8.9", "tensorrt-rtx")
+    assert (report.compute_capabilities, report.backend) == (("8.9",), "tensorrt-rtx")
     assert report.precision == ("fp16" if half else "fp32")
     assert report.proof.half_weight_share == (1.0 if half else 0.0)
     assert (report.proof.half_weights, report.proof.float_weights) == ((3, 0) if half else (0, 3))
@@ -48,19 +49,28 @@ def test_a_plan_and_what_is_said_of_it(tmp_path, small_onnx, small_config, half)
     assert (sidecar.onnx_sha256, sidecar.weights_sha256) == (sha256(source), "ef" * 32)
     assert sidecar.proof["half_weight_share"] == report.proof.half_weight_share
     assert "build_plan(" in sidecar.rebuild
+    assert "BuildOptions(batch=(1, 2, 4))" in sidecar.rebuild
 
 
 @pytest.mark.parametrize("target", ["sm80", "rtx3090", "rtx5090"])
 def test_other_targets_give_other_plans(tmp_path, onnx_file, target):
-    report = build_plan(onnx_file, tmp_path / "other.plan", target=target)
+    report = build_plan(onnx_file, tmp_path / "other.plan", BuildOptions(target=target))
     assert Sidecar.read(report.plan).compute_capabilities == [compute_capability(target)] != ["8.9"]
 
 
+def test_one_plan_for_several_gpus(tmp_path, onnx_file):
+    one = build_plan(onnx_file, tmp_path / "one.plan", BuildOptions(target="rtx4090"))
+    both = build_plan(onnx_file, tmp_path / "both.plan", BuildOptions(target="rtx5090, rtx4090,sm120"))
+    assert Sidecar.read(both.plan).compute_capabilities == ["12.0", "8.9"]
+    assert both.size_bytes > one.size_bytes
+
+
+@pytest.mark.usefixtures("in_process")
 def test_the_builders_error_is_shown_in_full(tmp_path, onnx_file, monkeypatch):
     """Turing, which the list of targets leaves out for this very reason."""
     monkeypatch.setitem(RTX_CAPABILITIES, "7.5", ())
     with pytest.raises(VerificationError, match=r"cannot build .*Turing.*FP32 GEMM is not supported"):
-        build_plan(onnx_file, tmp_path / "model.plan", target="sm75")
+        build_plan(onnx_file, tmp_path / "model.plan", BuildOptions(target="sm75"))
     assert left_behind(tmp_path) == []
 
 
@@ -86,9 +96,10 @@ def test_an_fp32_network_sold_as_fp16_is_refused(tmp_path, onnx_file, small_conf
     assert left_behind(tmp_path) == []
 
 
+@pytest.mark.usefixtures("in_process")
 def test_half_weights_that_the_network_lost_are_noticed(tmp_path, small_onnx, monkeypatch):
     source = small_onnx(tmp_path / "model.onnx", half=True)
-    monkeypatch.setattr(trt_api, "WEIGHT_HOLDERS", {})
+    monkeypatch.setattr(proof, "WEIGHT_HOLDERS", {})
     with pytest.raises(VerificationError, match=r"is fp16, but 0.0% of the network's weights are half"):
         build_plan(source, tmp_path / "model.plan")
     assert left_behind(tmp_path) == []
@@ -155,18 +166,62 @@ def test_files_that_cannot_be_built(tmp_path, onnx_file, spoil, message):
 
 BAD_ARGUMENTS = [
     pytest.param({"target": "rtx4099"}, "rtx4099.*rtx4090", id="unknown-gpu"),
+    pytest.param({"target": "rtx4090,"}, "unknown target GPU ''", id="nameless-gpu"),
     pytest.param({"target": "sm90"}, "sm89", id="hopper"),
     pytest.param({"batch": (0, 1, 8)}, "batch must be", id="empty-batch"),
     pytest.param({"batch": (2, 1, 8)}, "batch must be", id="batch-out-of-order"),
     pytest.param({"batch": (1, 1, 1025)}, "<= largest <= 1024", id="batch-beyond-the-graph"),
-    pytest.param({"backend": "openvino"}, "unknown backend", id="unknown-backend"),
+    pytest.param({"workspace": 0}, "in MiB and must be at least 1", id="no-workspace"),
+    pytest.param({"opt_level": 6}, "level is 0 to 5, not 6", id="level"),
+    pytest.param({"hardware_compat": "all"}, "none or ampere_plus or same", id="hardware"),
 ]
 
 
 @pytest.mark.parametrize(("arguments", "message"), BAD_ARGUMENTS)
-def test_bad_arguments(tmp_path, onnx_file, arguments, message):
+def test_bad_options(arguments, message):
     with pytest.raises(UserError, match=message):
-        build_plan(onnx_file, tmp_path / "model.plan", **arguments)
+        BuildOptions(**arguments)
+
+
+def test_an_unknown_backend_is_refused(tmp_path, onnx_file):
+    with pytest.raises(UserError, match="unknown backend"):
+        build_plan(onnx_file, tmp_path / "model.plan", backend="openvino")
+
+
+RTX_LACKS = [
+    ({"hardware_compat": "ampere_plus"}, "no --hardware-compat: give --target a list"),
+    ({"version_compat": True}, "no --version-compat"),
+    ({"opt_level": 3}, "no --opt-level"),
+    ({"timing_cache": True}, "no --timing-cache"),
+    ({"plugins": True}, "no --plugins"),
+]
+
+
+@pytest.mark.parametrize(("given", "message"), RTX_LACKS)
+def test_what_the_library_lacks_is_refused_and_not_ignored(tmp_path, onnx_file, given, message):
+    with pytest.raises(UserError, match=message):
+        build_plan(onnx_file, tmp_path / "model.plan", BuildOptions(**given), backend="tensorrt-rtx")
+
+
+def test_kernels_of_one_gpu_are_not_put_into_a_plan_for_others():
+    options = BuildOptions(hardware_compat="ampere_plus")
+    with pytest.raises(UserError, match="goes with --no-plugins"):
+        options.require("tensorrt")
+    dataclasses.replace(options, plugins=False).require("tensorrt")
+
+
+def test_the_gpu_of_this_machine(tmp_path, onnx_file, monkeypatch):
+    current = BuildOptions(target="current")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match="no NVIDIA GPU here; name the GPU"):
+        build_plan(onnx_file, tmp_path / "model.plan", current)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (12, 0))
+    report = build_plan(onnx_file, tmp_path / "model.plan", current)
+    assert report.compute_capabilities == ("12.0",)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    with pytest.raises(UserError, match=r"unknown target GPU '9\.0'"):
+        build_plan(onnx_file, tmp_path / "model.plan", current)
 
 
 def test_a_backend_that_is_not_installed_says_how_to_install_it(tmp_path, onnx_file, monkeypatch):
@@ -176,10 +231,32 @@ def test_a_backend_that_is_not_installed_says_how_to_install_it(tmp_path, onnx_f
 
 
 @pytest.fixture
-def rtx_as_tensorrt(monkeypatch):
+def in_process(monkeypatch):
+    """Builds in this process, where parts of them can be replaced."""
+
+    def run(request, plan, progress):
+        found, built = builder.build(request, progress)
+        plan.write_bytes(found)
+        return built, 0
+
+    monkeypatch.setattr(builder_process, "run", run)
+
+
+@pytest.fixture
+def rtx_as_tensorrt(monkeypatch, in_process):
     """TensorRT-RTX, which has no plugins, stands in for TensorRT."""
     monkeypatch.setitem(trt_api.MODULES, "tensorrt", "tensorrt_rtx")
-    monkeypatch.setattr(build_module, "register_all", lambda capability: [])
+    monkeypatch.setattr(builder, "register_all", lambda capability: [])
+    monkeypatch.setattr(timing_cache, "load", lambda config, version, capability: None)
+    monkeypatch.setattr(timing_cache, "save", lambda config, version, capability: None)
+    monkeypatch.setattr(builder, "_configure", partial(_as_rtx, builder._configure))
+    monkeypatch.setattr(builder, "inspect_engine", lambda trt, logger, plan: None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 9))
+
+
+def _as_rtx(configure, trt, builder, request):
+    return configure(trt, builder, dataclasses.replace(request, backend="tensorrt-rtx"))
 
 
 @pytest.mark.usefixtures("rtx_as_tensorrt")
@@ -215,36 +292,6 @@ def test_every_kernel_of_a_node_is_a_plugin_layer(exported):
 @pytest.mark.usefixtures("rtx_as_tensorrt")
 def test_tensorrt_takes_files_without_our_nodes(tmp_path, onnx_file):
     assert build_plan(onnx_file, tmp_path / "model.plan", backend="tensorrt").plugin_layers == 0
-
-
-@pytest.fixture
-def ctrl_c():
-    """Python's own handler of SIGINT, which a job that a shell starts in the background does not have."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield lambda: signal.raise_signal(signal.SIGINT)
-    signal.signal(signal.SIGINT, before)
-
-
-def test_ctrl_c_stops_the_build_and_leaves_nothing(tmp_path, onnx_file, monkeypatch, ctrl_c):
-    monkeypatch.setattr(threading.Thread, "is_alive", lambda thread: ctrl_c() or True)
-    with pytest.raises(KeyboardInterrupt):
-        build_plan(onnx_file, tmp_path / "model.plan")
-    monkeypatch.undo()
-    assert left_behind(tmp_path) == []
-    for thread in threading.enumerate():
-        if thread.name == "build":
-            thread.join(timeout=20)
-            assert not thread.is_alive()
-
-
-def test_a_stopped_monitor_ends_the_build(onnx_file):
-    import tensorrt_rtx as trt
-
-    stop = threading.Event()
-    stop.set()
-    with trt_api._monitor(trt, stop, show=False) as monitor:
-        monitor.phase_start("a phase", None, 2)
-        assert not monitor.step_complete("a phase", 0)
 
 
 def test_progress_names_the_phases_on_stderr(tmp_path, onnx_file, capfd, monkeypatch):

@@ -15,7 +15,7 @@ RUNNER = (
     "private", "trust", "weights", "onnx_file", "sidecar",
 )  # fmt: skip
 SHARED = {
-    ENGINES / "trt_api.py": ("load_backend", "_import"),
+    ENGINES / "trt_api.py": ("find_backend", "_import"),
     ROOT / "tfanet" / "files.py": ("require_file",),
     ROOT / "tfanet" / "checkpoint.py": ("load_model", "_metadata", "_config"),
 }

@@ -10,7 +10,7 @@ from PIL import Image
 
 from tfanet.console import run
 from tfanet_engines.build import BuildReport
-from tfanet_engines.trt_api import PrecisionProof
+from tfanet_engines.proof import PrecisionProof
 from tfanet_eval import demo
 from tfanet_eval.demo import COLUMNS, Contender, app
 
@@ -40,8 +40,8 @@ def plan_report():
     )  # fmt: skip
     return BuildReport(
         plan=Path("m.plan"), sidecar=Path("m.plan.json"), backend="tensorrt-rtx", builder_version="1.7",
-        compute_capability="8.9", precision="fp16", proof=proof, bindings=(), batch=(1, 1, 8),
-        size_bytes=9, seconds=1.0, peak_memory_bytes=1, plugin_layers=0,
+        compute_capabilities=("8.9",), precision="fp16", proof=proof, inspected=None, bindings=(),
+        batch=(1, 1, 8), size_bytes=9, seconds=1.0, peak_memory_bytes=1, plugin_layers=0,
     )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from tfanet.data.transforms import TrainingPairs
 from tfanet.ops import linear_cross_attention, selective_scan
 from tfanet.training.loop import TrainingOptions, train
 from tfanet.weights import bundled
-from tfanet_engines import build_plan, compare_logits, gate, open_engine
+from tfanet_engines import BuildOptions, build_plan, compare_logits, gate, open_engine
 from tfanet_engines.targets import RTX_CAPABILITIES
 from tfanet_export import export_onnx
 from tfanet_export.export import retarget, verification_pairs
@@ -91,7 +91,7 @@ def test_plan(pairs, tmp_path, backend):
     onnx, plan = tmp_path / "model.onnx", tmp_path / "model.plan"
     export_onnx(tfanet.load_model(bundled("tiny")), onnx, fp16=True)
     network = retarget(onnx, tmp_path / "gpu.onnx", "gpu")
-    assert build_plan(network, plan, backend=backend, target=capability).backend == backend
+    assert build_plan(network, plan, BuildOptions(target=capability), backend=backend).backend == backend
     with open_engine(plan) as engine:
         engine.warm_up(PAIRS)
         gate([compare(engine, pairs)], "fp16").require()
@@ -108,7 +108,9 @@ def plan(tmp_path_factory):
     folder = tmp_path_factory.mktemp("plan")
     onnx = folder / "model.onnx"
     export_onnx(tfanet.load_model(bundled("tiny")), onnx, fp16=True, target="gpu")
-    return build_plan(onnx, folder / "model.plan", backend="tensorrt-rtx", target=capability).plan
+    return build_plan(
+        onnx, folder / "model.plan", BuildOptions(target=capability), backend="tensorrt-rtx"
+    ).plan
 
 
 def on_gpu(pairs):

@@ -29,7 +29,7 @@ Ask = Callable[..., Answer]
 
 @pytest.fixture(scope="session")
 def ask_tensorrt(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Ask:
-    """`ask(version, request)`: what `host.py` answers; `interpreted=True` runs the kernels besides.
+    """`ask(version, request)`: what `host.py`, or another `script`, answers; `interpreted=True` runs kernels.
 
     `output` in the answer is what was printed. Skips where the bindings cannot be had.
     """
@@ -45,19 +45,26 @@ def ask_tensorrt(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathF
             return error
         return folder
 
-    def ask(version: str, request: dict[str, Any], *, interpreted: bool = False) -> Answer:
+    def ask(
+        version: str,
+        request: dict[str, Any],
+        *,
+        interpreted: bool = False,
+        script: str = "host.py",
+        environment: dict[str, str] | None = None,
+    ) -> Answer:
         folder = folder_of(version)
         if isinstance(folder, Unavailable):
             pytest.skip(f"aot_impl is asked through NVIDIA's bindings, which docs/plugins.md gets: {folder}")
         answer = work / "answer.json"
-        environment = {
+        more = (environment or {}) | {
             "TRITON_CACHE_DIR": str(work / "triton"),
             "TRITON_INTERPRET": str(int(interpreted)),
         }
         done = subprocess.run(
-            [sys.executable, HERE / "host.py", folder, answer],
+            [sys.executable, HERE / script, folder, answer],
             input=json.dumps({"path": [str(HERE / "third_op")], "interpreted": interpreted, **request}),
-            env=os.environ | environment,
+            env=os.environ | more,
             text=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
