@@ -14,7 +14,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from tfanet import ops
+import tfanet
 from tfanet.errors import UserError
 from tfanet.files import atomic_path
 
@@ -31,7 +31,7 @@ def path_of(version: str, capability: str) -> Path:
 
 def _kernels() -> str:
     """Our kernels in eight letters: TensorRT takes the times of a plugin for those of its next version."""
-    sources = sorted(Path(ops.__file__).parent.glob("*_triton.py"))
+    sources = sorted(Path(tfanet.__file__).with_name("ops").glob("*_triton.py"))
     return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:8]
 
 
