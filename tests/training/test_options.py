@@ -62,6 +62,17 @@ def test_the_average_follows_the_weights():
         torch.testing.assert_close(mean, first[name].lerp(value, 9 / 11), msg=name)
 
 
+def test_the_averaged_model_computes():
+    """Buffers are averaged, too, and one of them, the text tower's causal mask, holds infinities."""
+    stepper = Stepper(small_model(), replace(OPTIONS, ema=0.9999), Processes())
+    for _ in range(3):
+        stepper.step([part(range(4))], stop=False)
+    batch = part(range(2))
+    with torch.inference_mode():
+        logits = stepper.weights.eval()(batch["image"], batch["tokens"])
+    assert torch.isfinite(logits).all()
+
+
 def test_a_batch_that_is_not_finite_changes_nothing():
     stepper = Stepper(small_model(), OPTIONS, Processes())
     with torch.no_grad():

@@ -141,7 +141,8 @@ def _moving_average(model: TFANet, decay: float) -> AveragedModel:
         weight = 1 - min(decay, (1 + float(count)) / (10 + float(count)))
         for mean, value in zip(averages, current, strict=True):
             if mean.is_floating_point():
-                mean.lerp_(value, weight)
+                # What is equal stays so: the causal mask is a buffer, and infinities differ by NaN.
+                mean.copy_(torch.where(mean == value, mean, mean.lerp(value, weight)))
             else:
                 mean.copy_(value)
 
