@@ -22,6 +22,7 @@ COMMANDS = {
     "tfanet-count": "tfanet.counts_cli",
     "tfanet-export": "tfanet_export.cli",
     "tfanet-eval": "tfanet_eval.cli",
+    "tfanet-benchmark": "tfanet_eval.benchmark_cli",
     "tfanet-predict": "tfanet_eval.predict_cli",
 }
 HEAVY = (

@@ -80,12 +80,13 @@ def environment() -> dict[str, Any]:
 
 
 def run_splits(
-    request: Request, *, results: Path | None = None, resume: bool = False
+    request: Request, *, results: Path | None = None, resume: bool = False, overlap: bool = True
 ) -> dict[str, Evaluation]:
     """The evaluation of each split.
 
     With `results` every expression is noted there as soon as it is measured; `resume` goes on with what a
-    run that was interrupted left there. Raises as `evaluate`, `open_engine` and `ResultsFile.start`.
+    run that was interrupted left there. `overlap` is `evaluate`'s. Raises as `evaluate`, `open_engine` and
+    `ResultsFile.start`.
     """
     from tfanet_engines import open_engine
 
@@ -107,7 +108,7 @@ def run_splits(
                 shuffle_sentences=request.shuffled, convention=request.convention,
                 progress=f"{request.dataset} {split}",
                 done=[record for record in done if record.split == split],
-                sink=file.append if file else None,
+                sink=file.append if file else None, overlap=overlap,
             )
             for split, dataset in datasets.items()
         }  # fmt: skip

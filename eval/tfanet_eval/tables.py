@@ -33,6 +33,9 @@ _FORMATS: dict[str, Callable[[Any], str]] = {
     "ms per image": lambda value: f"{value:.1f}",
     "p95 ms": lambda value: f"{value:.1f}",
     "MB": lambda value: f"{value / 1e6:.2f}",
+    "peak MB": lambda value: f"{value / 1e6:.0f}",
+    "images/s": lambda value: f"{value:.1f}",
+    "speedup": lambda value: f"{value:.2f}",
 }
 """Shares 0..1 are printed in percent, bytes in millions; everything else as `str` gives it."""
 

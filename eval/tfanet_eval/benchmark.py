@@ -1,0 +1,123 @@
+"""Engines side by side: each in a process of its own, so that none owes another its memory or its threads."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
+from typing import Any
+
+from tfanet.errors import UserError, VerificationError
+from tfanet_eval.runs import Request
+
+OK = "ok"
+FLOORS = ("mIoU", "oIoU", "images/s", "speedup")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One engine of the table: `status` is `OK` or says why not, `figures` are what was measured."""
+
+    engine: str
+    status: str
+    figures: Mapping[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"engine": self.engine, "status": self.status, **self.figures}
+
+
+def benchmark(requests: Sequence[Request]) -> list[Row]:
+    """A row for each request, in their order, one at a time.
+
+    The first is PyTorch eager: `speedup` is an engine's images/s by its. An engine that cannot run here, that
+    breaks a parity bound, or whose process dies keeps its row, and `status` says so.
+    """
+    rows: list[Row] = []
+    for request in requests:
+        status, figures = _in_child(measure, request)
+        eager = (rows[0].figures if rows else figures).get("images/s")
+        if eager and "images/s" in figures:
+            figures = {**figures, "speedup": figures["images/s"] / eager}
+        size = {"MB": request.engine.stat().st_size} if request.engine.is_file() else {}
+        rows.append(Row(request.engine.name, status, size | figures))
+    return rows
+
+
+def broken_floors(rows: Sequence[Row], floors: Mapping[str, float]) -> list[str]:
+    """A sentence for each figure below its floor; a figure that was not measured is below every floor."""
+    found = []
+    for row in rows:
+        for name, floor in floors.items():
+            value = row.figures.get(name)
+            if value is None:
+                found.append(f"{name} of {row.engine} was not measured, its floor is {floor:g}")
+            elif not value >= floor:
+                found.append(f"{name} of {row.engine} is {value:.4g}, below the floor of {floor:g}")
+    return found
+
+
+def parse_floors(texts: Sequence[str]) -> dict[str, float]:
+    """`["oIoU=0.70"]` as `{"oIoU": 0.7}`; `UserError` for another form or an unknown figure."""
+    floors = {}
+    for text in texts:
+        name, _, value = text.partition("=")
+        try:
+            floors[name] = float(value)
+        except ValueError:
+            raise UserError(f"--floor {text} is not FIGURE=NUMBER, such as oIoU=0.70") from None
+        if name not in FLOORS:
+            raise UserError(f"--floor {text}: there is no figure {name!r}; known: {', '.join(FLOORS)}")
+    return floors
+
+
+def measure(request: Request) -> tuple[str, dict[str, Any]]:
+    """Status and figures of one engine, in this process.
+
+    Time and memory come from a pass in which the engine has the machine to itself; a second pass beside the
+    reference gives parity. Raises as `run_splits` and `find_reference`.
+    """
+    from tfanet.console import peak_memory
+    from tfanet_eval.references import find_reference, gate_of, precision_of
+    from tfanet_eval.runs import run_splits
+    from tfanet_eval.tables import figures
+
+    if request.reference is not None:
+        find_reference(request.engine, request.reference)
+    alone = _sum(run_splits(replace(request, reference=None), overlap=False))
+    found = figures(alone) | {"peak MB": peak_memory(), "images/s": 1e3 / alone.latency.median}
+    if request.reference is None:
+        return OK, found
+    beside = _sum(run_splits(request))
+    found |= {name: value for name, value in figures(beside).items() if name not in found}
+    failures = gate_of(beside, precision_of(request.engine)).failures
+    return f"failed: {failures[0]}" if failures else OK, found
+
+
+def _sum(found: Mapping[str, Any]) -> Any:
+    import functools
+    import operator
+
+    return functools.reduce(operator.add, found.values())
+
+
+def _in_child(work: Callable[[Request], tuple[str, dict[str, Any]]], request: Request) -> tuple[str, dict]:
+    """What `work` gives in a fresh process; a failure is a status."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe(duplex=False)
+    child = context.Process(target=_child, args=(work, request, theirs))
+    child.start()
+    theirs.close()
+    try:
+        answer = ours.recv()
+    except EOFError:
+        answer = None
+    child.join()
+    return answer or (f"failed: its process ended with exit code {child.exitcode}", {})
+
+
+def _child(work: Callable[[Request], tuple[str, dict]], request: Request, answer: Connection) -> None:
+    try:
+        answer.send(work(request))
+    except (UserError, VerificationError) as error:
+        answer.send((f"failed: {error}", {}))

@@ -1,0 +1,109 @@
+"""`tfanet-benchmark`: every engine that this machine can run, in one table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tfanet.console import new_app, run, say
+
+app = new_app("Accuracy, parity, time and memory of several engines in one table.")
+
+_COLUMNS = (
+    "engine", "status", "MB", "mIoU", "oIoU", "max logit error", "mask agreement", "ms per image", "p95 ms",
+    "images/s", "speedup", "peak MB",
+)  # fmt: skip
+
+
+@app.command()
+def compare_engines(
+    engines: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            help=".onnx, .plan and .safetensors files [tiny.onnx, tiny-fp16.onnx, exported if absent, and "
+            "tiny*.plan where there is one].",
+        ),
+    ] = None,
+    reference: Annotated[
+        Path | None, typer.Option(help="The PyTorch checkpoint they were made of [the bundled tiny].")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="REFER folder; the synthetic one is made if absent.")
+    ] = None,
+    dataset: Annotated[str, typer.Option(help="refcoco, refcoco+ or refcocog.")] = "refcoco",
+    split: Annotated[list[str] | None, typer.Option(help="val, testA, testB; may be repeated [val].")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first N expressions of a split.")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Images a call; times are those of such calls.")] = 1,
+    trust: Annotated[bool, typer.Option("--trust", help="Open a plan that was built elsewhere.")] = False,
+    floor: Annotated[
+        list[str] | None,
+        typer.Option(help="FIGURE=NUMBER, as oIoU=0.70: exit 1 where an engine is below; may be repeated."),
+    ] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the table here.")] = None,
+) -> None:
+    """Exit 1, after the table, when an engine failed or is below a floor."""
+    from tfanet.errors import VerificationError
+    from tfanet.files import require_file, require_writable, write_json
+    from tfanet_eval import tables
+    from tfanet_eval.benchmark import OK, benchmark, broken_floors, parse_floors
+
+    floors = parse_floors(floor or [])
+    if json_file is not None:
+        require_writable(json_file)
+
+    from tfanet.data.shapes import ensure_shapes
+    from tfanet.weights import bundled
+    from tfanet_eval.runs import Request, environment
+
+    checkpoint = require_file(reference or bundled("tiny"), "reference")
+    files = [require_file(engine, "engine") for engine in engines] if engines else _made(Path())
+    root, splits = data or ensure_shapes(), tuple(dict.fromkeys(split or ["val"]))
+    requests = [
+        Request(
+            engine, against, root, dataset, splits, limit=limit, batch=batch, trust=trust,
+        )
+        for engine, against in [(checkpoint, None), *((file, checkpoint) for file in files)]
+    ]  # fmt: skip
+    requests[0].datasets()
+    rows = benchmark(requests)
+    shown = [row.to_dict() for row in rows]
+    title = (
+        f"{dataset} {', '.join(splits)}, calls of {batch}; shares in percent; the first row is PyTorch eager"
+    )
+    brief = [row | {"status": row["status"].partition(":")[0]} for row in shown]
+    tables.show(brief, _COLUMNS, title)
+    if json_file is not None:
+        chosen = tables.chosen(shown, _COLUMNS)
+        write_json(json_file, {"title": title, "rows": chosen, "environment": environment()})
+        say(f"wrote {json_file}")
+    wrong = [f"{row.engine} {row.status}" for row in rows if row.status != OK]
+    wrong += broken_floors(rows, floors)
+    for sentence in wrong:
+        say(sentence)
+    if wrong:
+        raise VerificationError(wrong[0] if len(wrong) == 1 else f"{wrong[0]}, and {len(wrong) - 1} more")
+
+
+def _made(folder: Path) -> list[Path]:
+    """The bundled tiny's ONNX files in `folder`, exported where absent, and its plans that lie there."""
+    from tfanet.checkpoint import load_model
+    from tfanet.weights import bundled
+    from tfanet_export import export_onnx
+
+    files = {False: folder / "tiny.onnx", True: folder / "tiny-fp16.onnx"}
+    for half, file in files.items():
+        if not file.exists():
+            again = f"tfanet-export onnx --out {file}{' --fp16' if half else ''}"
+            export_onnx(load_model(bundled("tiny")), file, fp16=half, rebuild=again)
+            say(f"wrote {file}")
+    return [*files.values(), *sorted(folder.glob("tiny*.plan"))]
+
+
+def main() -> None:
+    run(app)
+
+
+if __name__ == "__main__":
+    main()

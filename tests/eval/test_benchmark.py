@@ -1,0 +1,73 @@
+"""The benchmark's table: measured engines, engines that fail, engines that die, and floors."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import fake_engines
+import pytest
+
+from tfanet_eval import benchmark
+from tfanet_eval.benchmark import Row, broken_floors, parse_floors
+from tfanet_eval.benchmark_cli import main
+from tfanet_eval.runs import Request
+
+REQUEST = Request(Path("none.onnx"), None, Path("none"), "refcoco", ("val",))
+
+
+def test_a_process_that_dies_or_refuses_keeps_its_row():
+    assert benchmark._in_child(fake_engines.dies, REQUEST) == (
+        "failed: its process ended with exit code 7",
+        {},
+    )
+    assert benchmark._in_child(fake_engines.refuses, REQUEST) == ("failed: this machine has no such GPU", {})
+
+
+def test_a_figure_below_its_floor_or_not_measured_is_named():
+    rows = [
+        Row("a.onnx", "ok", {"oIoU": 0.7}),
+        Row("b.onnx", "ok", {"oIoU": 0.65}),
+        Row("c.plan", "failed", {}),
+    ]
+    assert broken_floors(rows, parse_floors(["oIoU=0.70"])) == [
+        "oIoU of b.onnx is 0.65, below the floor of 0.7",
+        "oIoU of c.plan was not measured, its floor is 0.7",
+    ]
+
+
+@pytest.mark.parametrize("text", ["oIoU", "oIoU=high", "IoU=0.7"])
+def test_a_floor_that_nothing_could_meet_is_a_mistake(command, text):
+    done = command(main, "--floor", text)
+    assert (done.code, f"--floor {text}" in done.err) == (2, True)
+
+
+def test_every_engine_has_its_row(command, checkpoint, other_checkpoint, exported, shapes_root, tmp_path):
+    broken = tmp_path / "broken.plan"
+    broken.write_bytes(b"no plan")
+    common = ("--reference", checkpoint, "--data", shapes_root, "--limit", 3, "--json", "table.json")
+    done = command(main, exported["fp32"].path, other_checkpoint, broken, *common, "--floor", "oIoU=1.0")
+    assert done.code == 1
+    eager, onnx, other, plan = json.loads(Path("table.json").read_text(encoding="utf-8"))["rows"]
+    assert (eager["status"], eager["speedup"]) == ("ok", 1)
+    assert (onnx["status"], onnx["mIoU"], onnx["oIoU"]) == ("ok", eager["mIoU"], eager["oIoU"])
+    assert onnx["max logit error"] < 1e-3
+    assert other["status"].startswith("failed: max logit error")
+    assert other["speedup"] == pytest.approx(other["images/s"] / eager["images/s"])
+    assert 0 < other["ms per image"] <= other["p95 ms"]
+    assert 50e6 < eager["peak MB"] < 4e9
+    assert plan["status"].startswith("failed: ")
+    assert (plan["MB"], plan["mIoU"]) == (7, None)
+    assert f"oIoU of {checkpoint.name} is" in done.out
+    assert "oIoU of broken.plan was not measured" in done.out
+
+
+def test_the_peak_is_that_of_this_process_alone():
+    """A child's peak, as getrusage has it, would start at that of the process that started it."""
+    held = bytearray(os.urandom(1) * 600_000_000)
+    code = "from tfanet.console import peak_memory; print(peak_memory())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert 1e6 < int(done.stdout) < len(held) / 2
