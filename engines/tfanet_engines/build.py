@@ -72,7 +72,7 @@ def build_plan(
     """
     name = find_backend(backend)
     options.require(name)
-    capabilities = _capabilities(name, options)
+    capabilities = capabilities_for(name, options)
     plan_path = Path(plan_path)
     require_writable(plan_path)
     trust.require_usable()
@@ -135,8 +135,8 @@ def build_plan(
     )
 
 
-def _capabilities(backend: Backend, options: BuildOptions) -> tuple[str, ...]:
-    """The GPUs to build for; full TensorRT builds for the one of this machine."""
+def capabilities_for(backend: Backend, options: BuildOptions) -> tuple[str, ...]:
+    """The GPUs to build for, as `8.9`; `UserError` where full TensorRT is not on its GPU."""
     if options.target == "current":
         wanted = (capability_here(),)
         if backend == "tensorrt-rtx":

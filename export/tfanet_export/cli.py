@@ -132,7 +132,7 @@ def trt(
 ) -> None:
     """Build a TensorRT plan from a checkpoint or an exported ONNX file. No GPU is needed."""
     from tfanet.files import require_writable
-    from tfanet_engines.build import build_plan
+    from tfanet_engines.build import build_plan, capabilities_for
     from tfanet_engines.options import BuildOptions, read_recipe
     from tfanet_engines.trt_api import find_backend
 
@@ -153,6 +153,7 @@ def trt(
     values.pop("fp16", None)
     BuildOptions.of(values, library, f"recipe {recipe}")
     chosen = BuildOptions.of(values | {k: v for k, v in given.items() if v is not None}, library)
+    capabilities_for(library, chosen)
     source = onnx_file or _checkpoint(checkpoint)
     out = out or Path(f"{source.stem}{'-fp16' if half and not onnx_file else ''}.plan")
     if out.suffix != ".plan":
