@@ -34,6 +34,12 @@ from tfanet.training.trouble import Readable, Stop, collate, describe, stop_on_s
 SHOWN = 6
 """Validation pairs whose predictions are drawn."""
 
+_HALF_WRITTEN = (
+    ".training-*.pt", ".*-*.safetensors", ".log-*.csv", ".splits-*.csv", ".curves-*.png",
+    ".predictions-*.png",
+)  # fmt: skip
+"""Temporary names of what a run writes (`tfanet.files.atomic_path`)."""
+
 
 def train(
     model: TFANet,
@@ -102,7 +108,7 @@ class _Run:
             self._restore(load_state(resume, self.config, self.options.fixed()))
         first = self.processes.first
         if first:
-            for stale in (*self.out.glob(".training-*.pt"), *self.out.glob(".*-*.safetensors")):
+            for stale in (found for pattern in _HALF_WRITTEN for found in self.out.glob(pattern)):
                 stale.unlink(missing_ok=True)  # of a run that was killed while it wrote
         records = Records(self.out, self.step, self.validated) if first else None
         shown = bar(TextColumn("{task.fields[note]}")) if first else nullcontext()
