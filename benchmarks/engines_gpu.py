@@ -87,13 +87,10 @@ class MadeFiles:
         return path
 
     def _plan(self, backend: str) -> Path:
-        import torch
-
         from tfanet_engines import BuildOptions, build_plan
 
-        target = "{}.{}".format(*torch.cuda.get_device_capability())
         path = self._folder / f"{backend}.plan"
-        options = BuildOptions(target=target, batch=(1, 1, PAIRS))
+        options = BuildOptions(target="current", batch=(1, 1, PAIRS))
         build_plan(self.onnx("fp16"), path, options, backend=backend)
         return path
 

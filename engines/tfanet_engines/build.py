@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shlex
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -83,6 +84,8 @@ def build_plan(
     with atomic_path(plan_path) as temporary, _bars(progress) as show:
         built, child_memory = builder_process.run(request, temporary, show)
         _check(source, built)
+    if built.warning:
+        warnings.warn(built.warning, RuntimeWarning, stacklevel=2)
     seconds = time.perf_counter() - start
 
     memory = max(child_memory, peak_memory())

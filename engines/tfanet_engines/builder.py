@@ -10,6 +10,7 @@ from typing import Any
 
 from tfanet.errors import UserError, VerificationError
 from tfanet_engines import timing_cache
+from tfanet_engines.gpu import MIB
 from tfanet_engines.onnx_file import with_plugin_bodies
 from tfanet_engines.options import BuildOptions
 from tfanet_engines.proof import EngineLayers, PrecisionProof, inspect_engine, prove_precision
@@ -27,7 +28,6 @@ DTYPES: dict[str, str] = {
     "INT64": "int64",
     "INT32": "int32",
 }
-MIB = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,8 @@ class Built:
     """Of the finished engine, where it could be opened."""
     bindings: Bindings
     """Name, dtype and shape of every input and output; -1 is the batch."""
+    warning: str = ""
+    """What went wrong without harm to the plan."""
 
 
 def build(request: Request, progress: Progress) -> tuple[Any, Built]:
@@ -90,10 +92,9 @@ def build(request: Request, progress: Progress) -> tuple[Any, Built]:
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise VerificationError(f"{trt.__name__} cannot build {request.onnx}: {'; '.join(logger.errors)}")
-    if keeps_times:
-        timing_cache.save(config, trt.__version__, request.capabilities[0])
+    warning = timing_cache.save(config, trt.__version__, request.capabilities[0]) if keeps_times else ""
     inspected = inspect_engine(trt, logger, plan) if request.backend == "tensorrt" else None
-    return plan, Built(trt.__version__, proof, inspected, bindings)
+    return plan, Built(trt.__version__, proof, inspected, bindings, warning)
 
 
 def _named(layers: list[str], most: int = 20) -> str:
@@ -176,4 +177,5 @@ def built_of(values: dict[str, Any]) -> Built:
         proof=PrecisionProof(**values["proof"]),
         inspected=EngineLayers(**values["inspected"]) if values["inspected"] else None,
         bindings=tuple((name, dtype, tuple(shape)) for name, dtype, shape in values["bindings"]),
+        warning=values["warning"],
     )

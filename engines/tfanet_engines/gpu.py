@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from tfanet.errors import UserError
 from tfanet_engines.sidecar import Sidecar
-from tfanet_engines.targets import fits, sm
+from tfanet_engines.targets import capability_here, fits, sm
 
 if TYPE_CHECKING:
     import torch
@@ -27,7 +27,7 @@ def gpu_for(file: Path, sidecar: Sidecar) -> torch.device:
             f"{file} needs an NVIDIA GPU of compute capability {wanted}, and this machine has none; "
             "run the .onnx or .safetensors file here"
         )
-    found = "{}.{}".format(*torch.cuda.get_device_capability())
+    found = capability_here()
     if not fits(found, sidecar.compute_capabilities or ()):
         raise UserError(
             f"{file} was built for compute capability {wanted}, {torch.cuda.get_device_name()} has {found}; "

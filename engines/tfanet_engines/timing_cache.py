@@ -7,7 +7,6 @@ without it is as good, and slower.
 from __future__ import annotations
 
 import hashlib
-import logging
 import re
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from filelock import FileLock, Timeout
 import tfanet
 from tfanet.errors import UserError
 from tfanet.files import atomic_path
+from tfanet_engines.private import private_folder
 
 
 def path_of(version: str, capability: str) -> Path:
@@ -26,7 +26,7 @@ def path_of(version: str, capability: str) -> Path:
 
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no-gpu"
     words = re.sub(r"[^A-Za-z0-9.]+", "-", f"tensorrt-{version}-{capability}-{gpu}-{_kernels()}")
-    return user_cache_path("tfanet") / "timing" / f"{words}.cache"
+    return user_cache_path("tfanet", appauthor=False) / "timing" / f"{words}.cache"
 
 
 def _kernels() -> str:
@@ -43,18 +43,19 @@ def load(config: Any, version: str, capability: str) -> None:
         config.set_timing_cache(config.create_timing_cache(b""), False)
 
 
-def save(config: Any, version: str, capability: str) -> None:
+def save(config: Any, version: str, capability: str) -> str:
     """Keep the times of a finished build together with those that other builds kept meanwhile.
 
-    Where they cannot be kept a warning says so; the plan is none the worse.
+    Where they cannot be kept, the answer says why, for the plan is none the worse; else it is empty.
     """
     path, cache = path_of(version, capability), config.get_timing_cache()
     try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        private_folder(path.parent)
         with FileLock(path.with_suffix(".lock"), timeout=30):
             if path.is_file():
                 cache.combine(config.create_timing_cache(path.read_bytes()), True)
             with atomic_path(path) as temporary:
                 temporary.write_bytes(bytes(cache.serialize()))
     except (OSError, UserError, Timeout) as error:
-        logging.getLogger(__name__).warning("kernels' times were not kept: %s", error)
+        return f"kernels' times were not kept: {error}"
+    return ""

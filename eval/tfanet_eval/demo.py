@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tfanet.console import new_app, run, say
-from tfanet_engines.targets import sm
+from tfanet_engines.targets import capability_here, sm
 
 if TYPE_CHECKING:
     from tfanet.data.refer import ReferDataset
@@ -132,7 +132,7 @@ def _has_gpu(capability: str) -> bool:
 
     if not torch.cuda.is_available():
         return False
-    return "{}.{}".format(*torch.cuda.get_device_capability()) == capability
+    return capability_here() == capability
 
 
 def _evaluate_all(

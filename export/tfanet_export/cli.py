@@ -151,7 +151,7 @@ def trt(
     values = read_recipe(recipe, library) if recipe else {}
     half = values.pop("fp16", False) if fp16 is None else fp16
     values.pop("fp16", None)
-    BuildOptions.of(values, library, f"recipe {recipe}")
+    BuildOptions.of(values, library, f"recipe {recipe}")  # its own mistakes are said to be its own
     chosen = BuildOptions.of(values | {k: v for k, v in given.items() if v is not None}, library)
     capabilities_for(library, chosen)
     source = onnx_file or _checkpoint(checkpoint)
