@@ -36,9 +36,9 @@ SHOWN = 6
 
 _HALF_WRITTEN = (
     ".training-*.pt", ".*-*.safetensors", ".log-*.csv", ".splits-*.csv", ".curves-*.png",
-    ".predictions-*.png",
+    ".predictions-*.png", ".tmp??????",
 )  # fmt: skip
-"""Temporary names of what a run writes (`tfanet.files.atomic_path`)."""
+"""Temporary names of what a run writes (`tfanet.files.atomic_path`); the last is safetensors' own."""
 
 
 def train(
