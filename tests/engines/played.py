@@ -1,4 +1,4 @@
-"""TensorRT-RTX's runtime and PyTorch's CUDA played on the CPU, no laxer than the real ones.
+"""TensorRT-RTX's or TensorRT's runtime and PyTorch's CUDA played on the CPU, no laxer than the real ones.
 
 The played classes have only names that the real bindings have, their methods' parameters are those of the
 real docstrings, and what TensorRT forbids fails here too: running without memory, shapes or addresses, two
@@ -54,8 +54,15 @@ def plays(real):
     return check
 
 
+RTX_NAMES = (
+    "EngineValidity", "EngineInvalidityDiagnostics", "DynamicShapesKernelSpecializationStrategy",
+    "CudaGraphStrategy", "IRuntimeCache",
+)  # fmt: skip
+"""What TensorRT lacks, or the runner asks TensorRT-RTX for alone."""
+
+
 class Played:
-    """A played machine with one GPU, whose memory is the host's."""
+    """A played machine with one GPU, whose memory is the host's; `real` are a library's bindings."""
 
     def __init__(self, real, batches=(1, 2, 8), free_contexts=99, scratch=64, stored=b"kernels"):
         self.real, self.batches, self.free_contexts = real, batches, free_contexts
@@ -64,13 +71,15 @@ class Played:
         self.runs, self.busy, self.lock = [], set(), threading.Lock()
         self.captures = self.replays = 0
         self.capturable = True
+        rtx = hasattr(real, "IRuntimeCache")
         self.module = SimpleNamespace(
-            __name__=real.__name__, __version__=real.__version__, ILogger=real.ILogger,
-            Runtime=self._runtime(),
-            **{name: getattr(real, name) for name in (
-                "EngineValidity", "EngineInvalidityDiagnostics", "ExecutionContextAllocationStrategy",
-                "DynamicShapesKernelSpecializationStrategy", "CudaGraphStrategy", "IRuntimeCache")},
-        )  # fmt: skip
+            __name__=real.__name__,
+            __version__=real.__version__,
+            ILogger=real.ILogger,
+            ExecutionContextAllocationStrategy=real.ExecutionContextAllocationStrategy,
+            Runtime=self._rtx_runtime() if rtx else self._runtime(self._engine()),
+            **{name: getattr(real, name) for name in RTX_NAMES if rtx},
+        )
 
     def install(self, monkeypatch):
         from tfanet_engines import run_plan
@@ -102,7 +111,47 @@ class Played:
     def _freed(self, thing, name):
         weakref.finalize(thing, self.events.append, name)
 
-    def _runtime(self):
+    def _runtime(self, engine_class):
+        machine, real = self, self.real
+
+        @plays(real.Runtime)
+        class Runtime:
+            def __init__(self, logger):
+                assert isinstance(logger, real.ILogger)
+                machine._freed(self, "runtime")
+
+            def deserialize_cuda_engine(self, serialized_engine):
+                machine.events.append("deserialised")
+                return engine_class()
+
+        return Runtime
+
+    def _engine(self):
+        machine, real = self, self.real
+
+        @plays(real.ICudaEngine)
+        class Engine:
+            def __init__(self):
+                machine._freed(self, "engine")
+
+            device_memory_size_v2 = machine.scratch
+
+            def create_execution_context(self, strategy):
+                assert strategy == real.ExecutionContextAllocationStrategy.USER_MANAGED
+                return self._new_context()
+
+            def _new_context(self):
+                with machine.lock:
+                    machine.free_contexts -= 1
+                return _context(machine, self) if machine.free_contexts >= 0 else None
+
+            def get_tensor_profile_shape(self, name, profile_index):
+                assert (name, profile_index) == ("image", 0)
+                return [(n, 32, 32, 3) for n in machine.batches]
+
+        return Engine
+
+    def _rtx_runtime(self):
         machine, real = self, self.real
 
         @plays(real.IRuntimeCache)
@@ -132,12 +181,7 @@ class Played:
                 self._strategy = strategy
 
         @plays(real.ICudaEngine)
-        class Engine:
-            def __init__(self):
-                machine._freed(self, "engine")
-
-            device_memory_size_v2 = machine.scratch
-
+        class Engine(self._engine()):
             def create_runtime_config(self):
                 return Config()
 
@@ -145,27 +189,13 @@ class Played:
                 strategies = real.DynamicShapesKernelSpecializationStrategy
                 assert runtime_config.dynamic_shapes_kernel_specialization_strategy == strategies.EAGER
                 assert runtime_config._strategy == real.ExecutionContextAllocationStrategy.USER_MANAGED
-                with machine.lock:
-                    machine.free_contexts -= 1
-                return _context(machine, self) if machine.free_contexts >= 0 else None
-
-            def get_tensor_profile_shape(self, name, profile_index):
-                assert (name, profile_index) == ("image", 0)
-                return [(n, 32, 32, 3) for n in machine.batches]
+                return self._new_context()
 
         @plays(real.Runtime)
-        class Runtime:
-            def __init__(self, logger):
-                assert isinstance(logger, real.ILogger)
-                machine._freed(self, "runtime")
-
+        class Runtime(self._runtime(Engine)):
             def get_engine_validity(self, buffer):
                 machine.events.append("header read")
                 return real.EngineValidity.VALID, 0
-
-            def deserialize_cuda_engine(self, serialized_engine):
-                machine.events.append("deserialised")
-                return Engine()
 
         return Runtime
 
@@ -269,3 +299,11 @@ def write_sidecar(path, config, **fields):
         "file_sha256": sha256(path), "rebuild": "tfanet-export trt --fp16", "cost": {"seconds": 1.0},
     }  # fmt: skip
     Sidecar.of(config, **(values | fields)).write(path)
+
+
+def pairs_of(count, config, seed=0):
+    """Inputs of `count` pairs and the logits of the played network."""
+    rng = np.random.default_rng(seed)
+    images = rng.integers(0, 256, (count, config.image_size, config.image_size, 3), np.uint8)
+    tokens = rng.integers(0, 100, (count, config.token_length))
+    return images, tokens, images.mean(-1) + tokens.sum(1)[:, None, None]

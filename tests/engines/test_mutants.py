@@ -168,7 +168,8 @@ def test_onnx_files_other_than_their_sidecars(onnx_file, small_config):
     check()
 
 
-def test_sidecars(plan, small_config, monkeypatch):
+def test_sidecars(plan, small_config, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # a mutant may run, and keeps its kernels
     trt = pytest.importorskip("tensorrt_rtx")
     write_sidecar(plan, small_config, builder_version=trt.__version__)
     Played(trt).install(monkeypatch)

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-from played import Played, write_sidecar
+from played import Played, pairs_of, write_sidecar
 
 from tfanet.errors import UserError
 from tfanet_engines import gpu, open_engine, plan_lane, run_plan, runtime_cache, trt_api
@@ -97,14 +97,6 @@ def test_a_plan_of_a_library_that_is_not_here(plan, small_config, monkeypatch):
 def machine(plan, small_config, monkeypatch):
     write_sidecar(plan, small_config, builder_version=trt.__version__)
     return Played(trt).install(monkeypatch)
-
-
-def pairs_of(count, config, seed=0):
-    """Inputs of `count` pairs and the logits of the played network."""
-    rng = np.random.default_rng(seed)
-    images = rng.integers(0, 256, (count, config.image_size, config.image_size, 3), np.uint8)
-    tokens = rng.integers(0, 100, (count, config.token_length))
-    return images, tokens, images.mean(-1) + tokens.sum(1)[:, None, None]
 
 
 def test_every_thread_gets_its_own_answer_from_a_few_lanes(plan, machine, small_config):
