@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -29,6 +30,25 @@ def test_make_then_show(
         assert len(picture.convert("RGB").getcolors(1 << 20) or []) > 100
 
 
+def test_check_tells_and_exits_by_what_it_found(
+    shapes_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(monkeypatch, "check", shapes_root) == 0
+    told = capsys.readouterr().out
+    assert "no problems" in told
+    assert f"next: tfanet-train --data {shapes_root} --dataset refcoco" in told
+    assert "train" in told.splitlines()[2]
+
+    assert (
+        call(monkeypatch, "check", shapes_root, "--dataset", "refcocog", "--json", tmp_path / "r.json") == 1
+    )
+    shown = capsys.readouterr()
+    assert "needed: refcocog/instances.json and refcocog/refs(umd).p" in shown.out
+    assert shown.err.strip() == f"verification failed: kinds of problems in {shapes_root}: refcocog: 1"
+    (report,) = json.loads((tmp_path / "r.json").read_text())
+    assert report["findings"][0]["kind"] == "files missing or damaged"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -36,6 +56,8 @@ def test_make_then_show(
         pytest.param(["make", "set", "--dataset", "coco"], "unknown data set 'coco'", id="data set"),
         pytest.param(["make", "set", "--train", "0", "--val", "0"], "not all 0", id="nothing to make"),
         pytest.param(["show", "nowhere"], "nowhere/refcoco does not exist", id="no data"),
+        pytest.param(["check", "nowhere"], "nowhere is not a folder", id="no folder"),
+        pytest.param(["check", ".", "--dataset", "coco"], "unknown data set 'coco'", id="set to check"),
         pytest.param(["show", "nowhere", "-o", "sheet.txt"], "must end in .png, .jpg", id="sheet name"),
         pytest.param(
             ["show", "nowhere", "-o", "/dev/null/sheet.png"], "cannot write /dev/null/sheet.png", id="sheet"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco
 
-from tfanet.data.masks import segmentation_to_mask
+from tfanet.data.masks import segmentation_area, segmentation_to_mask
 from tfanet.errors import UserError
 
 HEIGHT, WIDTH = 12, 16
@@ -52,6 +52,7 @@ OVERLAP = [4.0, 5.0, 13.0, 5.0, 13.0, 11.0, 4.0, 11.0]
 def test_masks(segmentation: Any, expected: np.ndarray) -> None:
     mask = segmentation_to_mask(segmentation, HEIGHT, WIDTH)
     assert mask.dtype == np.uint8
+    assert segmentation_area(segmentation, HEIGHT, WIDTH) == expected.sum()
     np.testing.assert_array_equal(mask, expected)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tfanet.data.refer import ReferDataset
+from tfanet.data.refer import ReferDataset, ReferFiles
 from tfanet.errors import UserError
 
 HEIGHT, WIDTH = 12, 16
@@ -33,7 +33,8 @@ REF = {
 INSTANCES = {
     "images": [{"id": 500, "file_name": "picture.png", "height": HEIGHT, "width": WIDTH}],
     "annotations": [
-        {"id": 50, "image_id": 500, "category_id": 1, "segmentation": [SQUARE], "bbox": [2, 2, 6, 6]}
+        {"id": 50, "image_id": 500, "category_id": 1, "segmentation": [SQUARE], "bbox": [2, 2, 6, 6]},
+        {"id": 51, "image_id": 501, "category_id": 1, "segmentation": [SQUARE], "bbox": [2, 2, 6, 6]},
     ],
     "categories": [{"id": 1, "name": "table"}],
 }
@@ -185,6 +186,7 @@ def test_empty_refs_file(tmp_path: Path) -> None:
         ),
         pytest.param([changed(REF, image_id=9)], "needs image 9", id="unknown image"),
         pytest.param([changed(REF, ann_id=9)], "needs annotation 9", id="unknown annotation"),
+        pytest.param([changed(REF, ann_id=51)], "of image 500, its annotation 51 of image 501", id="foreign"),
     ],
 )
 def test_wrong_structure_of_refs(tmp_path: Path, refs: Any, message: str) -> None:
@@ -308,3 +310,11 @@ def test_damaged_and_missing_pictures_are_named(tmp_path: Path) -> None:
     path.unlink()
     with pytest.raises(UserError, match=r"picture.png does not exist"):
         pairs.image(pairs[0])
+
+
+def test_splits_of_files_read_once(tmp_path: Path) -> None:
+    refs = [REF, changed(REF, split="train", ref_id=6)]
+    files = ReferFiles.load(lay_out(tmp_path, refs=refs))
+    assert files.split_by == "unc"
+    for split in ("train", "val"):
+        assert list(ReferDataset.of(files, split)) == list(ReferDataset(tmp_path, split=split))

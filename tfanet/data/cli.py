@@ -1,4 +1,4 @@
-"""`tfanet-data`: make a synthetic RefCOCO, look at a data set."""
+"""`tfanet-data`: make a synthetic RefCOCO, look at a data set, check one."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ import typer
 from tfanet.console import new_app, run, say
 from tfanet.data.refer import ReferDataset
 from tfanet.data.shapes import DEFAULT_ROOT, default_counts, ensure_shapes, write_shapes
+from tfanet.errors import VerificationError
+from tfanet.files import require_writable, write_json
 from tfanet.pictures import Cell, contact_sheet, require_picture, save_picture
 
-app = new_app("Make a synthetic RefCOCO data set, or look at one.")
+app = new_app("Make a synthetic RefCOCO data set; look at one, or check it.")
 
 
 @app.command()
@@ -61,6 +63,58 @@ def show(
     cells = [Cell(pairs.image(pair), pair.sentence, truth=pairs.mask(pair) > 0) for pair in chosen]
     save_picture(contact_sheet(cells, title=f"{dataset} {split}"), output)
     say(f"{output}: {len(chosen)} of {len(pairs)} sentences of {dataset} {split}")
+
+
+@app.command()
+def check(
+    root: Annotated[Path, typer.Argument(help="Folder of the data set.")] = DEFAULT_ROOT,
+    dataset: Annotated[
+        str | None, typer.Option(help="refcoco, refcoco+ or refcocog [all that are there].")
+    ] = None,
+    split_by: Annotated[
+        str | None, typer.Option(help="Refs file: unc, umd or google [unc; umd for refcocog].")
+    ] = None,
+    images: Annotated[
+        bool, typer.Option("--images", help="Decode every picture, not its header only.")
+    ] = False,
+    token_length: Annotated[
+        int | None, typer.Option(help="Tokens a sentence, with SOT and EOT [17; 22 for refcocog].", min=3)
+    ] = None,
+    own: Annotated[
+        bool, typer.Option("--own", help="A set of your own: hold its counts against no published ones.")
+    ] = False,
+    report: Annotated[Path | None, typer.Option("--json", help="File to write all findings to.")] = None,
+) -> None:
+    """Find what would stop or spoil a training: missing and damaged files, wrong ids, counts, masks, splits.
+
+    Exit code 1 where there is a problem. Notes, such as sentences that are cut, are no problems.
+    """
+    from dataclasses import asdict
+
+    from tfanet.data import check as checks
+
+    if report:
+        require_writable(report)
+    if root == DEFAULT_ROOT:
+        ensure_shapes(root)
+    found = checks.check(
+        root,
+        [dataset] if dataset else [],
+        split_by,
+        token_length=token_length,
+        decode=images,
+        own=own,
+    )
+    for one in found:
+        for line in checks.lines(one):
+            say(line)
+    if report:
+        write_json(report, [asdict(one) for one in found])
+        say(f"wrote {report}")
+    wrong = [f"{one.dataset}: {len(one.problems)}" for one in found if one.problems]
+    if wrong:
+        raise VerificationError(f"kinds of problems in {root}: {', '.join(wrong)}")
+    say(f"next: tfanet-train --data {root} --dataset {found[0].dataset}")
 
 
 def main() -> None:

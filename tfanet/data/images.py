@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -30,12 +32,26 @@ def decode_image(source: Path | BinaryIO, name: str, *, upright: bool = True) ->
     Raises `UserError`, calling the picture `name`, when it is no image, truncated, of grey values outside
     those ranges, or large enough (over 179 million pixels) to look like a decompression bomb.
     """
+    with _opened(source, name) as picture:
+        picture.load()
+        return _to_rgb(ImageOps.exif_transpose(picture) if upright else picture, name)
+
+
+def image_size(path: str | Path) -> tuple[int, int]:
+    """Width and height in pixels as stored, from the file's header alone; `UserError` as for `open_image`."""
+    path = require_file(path, "image")
+    with _opened(path, str(path)) as picture:
+        return picture.size
+
+
+@contextmanager
+def _opened(source: Path | BinaryIO, name: str) -> Iterator[Image.Image]:
+    """The picture, not decoded yet; what goes wrong while it is open ends in a `UserError`."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(source) as picture:
-                picture.load()
-                return _to_rgb(ImageOps.exif_transpose(picture) if upright else picture, name)
+                yield picture
     except Image.DecompressionBombError as error:
         raise UserError(f"image {name} is too large to be opened safely; scale it down first") from error
     except UnidentifiedImageError as error:

@@ -18,9 +18,23 @@ def segmentation_to_mask(segmentation: Any, height: int, width: int) -> np.ndarr
     parts: Any = [segmentation] if isinstance(segmentation, dict) else segmentation
     if isinstance(parts, list) and parts and all(isinstance(part, dict) for part in parts):
         return np.bitwise_or.reduce([_rle_to_mask(part, height, width) for part in parts])
-    if isinstance(parts, list) and parts and all(isinstance(part, list) for part in parts):
+    if _lists_only(parts):
         return polygons_to_mask(parts, height, width)
     raise UserError("the segmentation is neither a list of polygons nor an RLE")
+
+
+def segmentation_area(segmentation: Any, height: int, width: int) -> int:
+    """The pixels of `segmentation_to_mask`, which for polygons need not be drawn; raises as that does."""
+    if (
+        isinstance(segmentation, list)
+        and segmentation
+        and all(isinstance(part, list) for part in segmentation)
+    ):
+        from pycocotools import mask
+
+        coco: Any = mask
+        return int(coco.area(coco.merge(_polygon_runs(segmentation, height, width))))
+    return int(segmentation_to_mask(segmentation, height, width).sum())
 
 
 def overlap(found: np.ndarray, wanted: np.ndarray) -> tuple[int, int]:
@@ -38,6 +52,15 @@ def polygons_to_mask(polygons: list[list[float]], height: int, width: int) -> np
     """
     from pycocotools import mask
 
+    coco: Any = mask
+    parts = coco.decode(_polygon_runs(polygons, height, width))
+    return np.ascontiguousarray(parts.any(axis=2), dtype=np.uint8)
+
+
+def _polygon_runs(polygons: list[list[float]], height: int, width: int) -> Any:
+    """pycocotools' RLE of each polygon that has an area."""
+    from pycocotools import mask
+
     # pycocotools' own type stubs know only a part of what it accepts.
     coco: Any = mask
     whole = [polygon for polygon in polygons if len(polygon) >= 6]
@@ -49,8 +72,11 @@ def polygons_to_mask(polygons: list[list[float]], height: int, width: int) -> np
     if wrong:
         value = f"{wrong[0]!r:.60}"
         raise UserError(f"the segmentation's polygons hold {value}, no number from -{limit} to {limit}")
-    parts = coco.decode(coco.frPyObjects(whole, height, width))
-    return np.ascontiguousarray(parts.any(axis=2), dtype=np.uint8)
+    return coco.frPyObjects(whole, height, width)
+
+
+def _lists_only(parts: Any) -> bool:
+    return isinstance(parts, list) and bool(parts) and all(isinstance(part, list) for part in parts)
 
 
 def _is_number_within(value: Any, limit: int) -> bool:

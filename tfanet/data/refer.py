@@ -28,7 +28,7 @@ from tfanet.errors import UserError
 from tfanet.files import require_file
 
 DATASETS = {"refcoco": "unc", "refcoco+": "unc", "refcocog": "umd"}
-_IMAGE_FOLDERS = ("images/mscoco/images/train2014", "images/train2014", "train2014")
+IMAGE_FOLDERS = ("images/mscoco/images/train2014", "images/train2014", "train2014")
 
 
 @dataclass(frozen=True)
@@ -46,37 +46,96 @@ class Expression:
     category: str
 
 
+@dataclass(frozen=True)
+class ReferFiles:
+    """What the files of a data set hold, read once for all of its splits: see `load`."""
+
+    dataset: str
+    refs_path: Path
+    instances_path: Path
+    image_folder: Path
+    refs: list[dict[str, Any]]
+    instances: dict[str, list[dict[str, Any]]]
+    """`images`, `annotations` and `categories` as listed; of entries with one id the last one counts."""
+
+    @classmethod
+    def load(cls, root: str | Path, dataset: str = "refcoco", split_by: str | None = None) -> ReferFiles:
+        """Read the files below `root`.
+
+        `dataset` is one of `DATASETS`; `split_by` names the refs file (unc for RefCOCO and RefCOCO+, umd or
+        google for G-Ref) and defaults to the usual one, or to the only one there is. Raises `UserError` where
+        a file is missing or damaged, or a refs pickle asks for code.
+        """
+        if dataset not in DATASETS:
+            raise UserError(f"unknown data set {dataset!r}; known: {', '.join(DATASETS)}")
+        refs_path, instances_path, image_folder = _find_files(Path(root), dataset, split_by)
+        refs, instances = _load_refs(refs_path), _load_instances(instances_path)
+        return cls(dataset, refs_path, instances_path, image_folder, refs, instances)
+
+    @property
+    def split_by(self) -> str:
+        """The name in the brackets of the refs file."""
+        return self.refs_path.name.removeprefix("refs(").removesuffix(").p")
+
+    @cached_property
+    def images(self) -> dict[int, dict[str, Any]]:
+        return {entry["id"]: entry for entry in self.instances["images"]}
+
+    @cached_property
+    def annotations(self) -> dict[int, dict[str, Any]]:
+        return {entry["id"]: entry for entry in self.instances["annotations"]}
+
+    @cached_property
+    def categories(self) -> dict[int, str]:
+        return {entry["id"]: entry["name"] for entry in self.instances["categories"]}
+
+    def fault(self, ref: dict[str, Any]) -> str | None:
+        """What is wrong with the ids of a reference; None where they lead to one picture and its object."""
+        name = f"reference {ref['ref_id']}"
+        if ref["image_id"] not in self.images:
+            return f"{name} needs image {ref['image_id']}, absent from instances.json"
+        if ref["ann_id"] not in self.annotations:
+            return f"{name} needs annotation {ref['ann_id']}, absent from instances.json"
+        other = self.annotations[ref["ann_id"]]["image_id"]
+        if other != ref["image_id"]:
+            return f"{name} is of image {ref['image_id']}, its annotation {ref['ann_id']} of image {other}"
+        return None
+
+    def image_path(self, image_id: int) -> Path:
+        return self.image_folder / self.images[image_id]["file_name"]
+
+
 class ReferDataset:
     """The sentences of one split; item i is an `Expression`, in the order of the refs file.
 
-    `dataset` is one of `DATASETS`; `split_by` names the refs file (unc for RefCOCO and RefCOCO+, umd or
-    google for G-Ref) and defaults to the usual one, or to the only one there is. Raises `UserError` where a
-    file is missing or damaged, a refs pickle asks for code, or the split does not exist.
+    See `ReferFiles.load` for `dataset` and `split_by`. Raises `UserError` as that does, and where the split
+    does not exist or the ids of a reference do not match.
     """
 
     def __init__(
         self, root: str | Path, dataset: str = "refcoco", split: str = "val", split_by: str | None = None
     ) -> None:
-        if dataset not in DATASETS:
-            raise UserError(f"unknown data set {dataset!r}; known: {', '.join(DATASETS)}")
-        self.root, self.dataset, self.split = Path(root), dataset, split
-        refs_path, self._instances_path, self.image_folder = _find_files(self.root, dataset, split_by)
-        refs = _load_refs(refs_path)
-        chosen = [ref for ref in refs if _in_split(ref["split"], split)]
+        self._choose(ReferFiles.load(root, dataset, split_by), split)
+
+    @classmethod
+    def of(cls, files: ReferFiles, split: str) -> ReferDataset:
+        """A split of files that are read already."""
+        dataset = cls.__new__(cls)
+        dataset._choose(files, split)
+        return dataset
+
+    def _choose(self, files: ReferFiles, split: str) -> None:
+        self.dataset, self.split = files.dataset, split
+        self.image_folder, self._instances_path = files.image_folder, files.instances_path
+        chosen = [ref for ref in files.refs if _in_split(ref["split"], split)]
         if not chosen:
-            known = ", ".join(sorted({ref["split"] for ref in refs})) or "none"
-            raise UserError(f"{refs_path} has no split {split!r}; its splits: {known}")
-        instances = _load_instances(self._instances_path)
-        self._expressions = [
-            expression
-            for ref in chosen
-            for expression in _expressions(ref, instances, self.image_folder, refs_path)
-        ]
+            known = ", ".join(sorted({ref["split"] for ref in files.refs})) or "none"
+            raise UserError(f"{files.refs_path} has no split {split!r}; its splits: {known}")
+        self._expressions = [expression for ref in chosen for expression in _expressions(ref, files)]
         used = {expression.ann_id for expression in self._expressions}
-        self._segmentations = {ann_id: instances.annotations[ann_id]["segmentation"] for ann_id in used}
+        self._segmentations = {ann_id: files.annotations[ann_id]["segmentation"] for ann_id in used}
         kind = {
-            ann_id: (entry["image_id"], entry["category_id"])
-            for ann_id, entry in instances.annotations.items()
+            ann_id: (entry["image_id"], entry["category_id"]) for ann_id, entry in files.annotations.items()
         }
         alike = Counter(kind.values())
         self._distractors = {ann_id: alike[kind[ann_id]] - 1 for ann_id in used}
@@ -98,11 +157,8 @@ class ReferDataset:
     def image(self, expression: Expression) -> Image.Image:
         """The expression's picture, RGB; `UserError` when the file is missing, damaged or of another size."""
         picture = open_image(expression.image_path, upright=False)
-        if picture.size != (expression.width, expression.height):
-            raise UserError(
-                f"image {expression.image_path} is {picture.width} x {picture.height} pixels, "
-                f"{self._instances_path} says {expression.width} x {expression.height}"
-            )
+        expected = expression.width, expression.height
+        require_size(expression.image_path, picture.size, expected, self._instances_path)
         return picture
 
     def distractors(self, expression: Expression) -> int:
@@ -118,21 +174,30 @@ class ReferDataset:
             raise UserError(f"{self._instances_path}, annotation {expression.ann_id}: {error}") from error
 
 
+def require_size(path: Path, size: tuple[int, int], expected: tuple[int, int], instances_path: Path) -> None:
+    """`UserError` unless the picture's width and height in pixels are those of the instances file."""
+    if size != expected:
+        raise UserError(
+            f"image {path} is {size[0]} x {size[1]} pixels, "
+            f"{instances_path} says {expected[0]} x {expected[1]}"
+        )
+
+
 def _find_files(root: Path, dataset: str, split_by: str | None) -> tuple[Path, Path, Path]:
     """The refs file, the instances file and the picture folder."""
     folder = root / dataset
     if not folder.is_dir():
         raise UserError(
             f"{folder} does not exist; {root} must hold {dataset}/instances.json, "
-            f"{dataset}/refs({DATASETS[dataset]}).p and {_IMAGE_FOLDERS[0]}"
+            f"{dataset}/refs({DATASETS[dataset]}).p and {IMAGE_FOLDERS[0]}"
         )
     refs_path = folder / f"refs({split_by or DATASETS[dataset]}).p"
     if split_by is None and not refs_path.is_file():
         others = sorted(folder.glob("refs(*).p"))
         refs_path = others[0] if len(others) == 1 else refs_path
-    image_folder = next((root / name for name in _IMAGE_FOLDERS if (root / name).is_dir()), None)
+    image_folder = next((root / name for name in IMAGE_FOLDERS if (root / name).is_dir()), None)
     if image_folder is None:
-        raise UserError(f"{root} has no picture folder; expected one of {', '.join(_IMAGE_FOLDERS)}")
+        raise UserError(f"{root} has no picture folder; expected one of {', '.join(IMAGE_FOLDERS)}")
     require_file(refs_path, "refs file")
     return refs_path, require_file(folder / "instances.json", "instances file"), image_folder
 
@@ -188,16 +253,8 @@ def _check_fields(entry: Any, fields: dict[str, type], where: str) -> None:
             raise UserError(f"{where}: {name!r} is a {type(entry[name]).__name__}, not a {kind.__name__}")
 
 
-@dataclass(frozen=True)
-class _Instances:
-    """Images, annotations and category names by their ids."""
-
-    images: dict[int, dict[str, Any]]
-    annotations: dict[int, dict[str, Any]]
-    categories: dict[int, str]
-
-
-def _load_instances(path: Path) -> _Instances:
+def _load_instances(path: Path) -> dict[str, list[dict[str, Any]]]:
+    """The lists of images, annotations and categories."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -213,30 +270,27 @@ def _load_instances(path: Path) -> _Instances:
     for kind, fields in wanted.items():
         for place, entry in enumerate(content[kind]):
             _check_fields(entry, fields, f"instances file {path}, {kind}[{place}]")
-    return _Instances(
-        images={entry["id"]: entry for entry in content["images"]},
-        annotations={entry["id"]: entry for entry in content["annotations"]},
-        categories={entry["id"]: entry["name"] for entry in content["categories"]},
-    )
+    return {kind: content[kind] for kind in wanted}
 
 
-def _expressions(
-    ref: dict[str, Any], instances: _Instances, image_folder: Path, refs_path: Path
-) -> Iterator[Expression]:
-    image = instances.images.get(ref["image_id"])
-    annotation = instances.annotations.get(ref["ann_id"])
-    if image is None or annotation is None:
-        what = f"image {ref['image_id']}" if image is None else f"annotation {ref['ann_id']}"
-        raise UserError(f"{refs_path}: reference {ref['ref_id']} needs {what}, absent from instances.json")
+def _expressions(ref: dict[str, Any], files: ReferFiles) -> Iterator[Expression]:
+    if fault := files.fault(ref):
+        raise UserError(f"{files.refs_path}: {fault}")
+    image, annotation = files.images[ref["image_id"]], files.annotations[ref["ann_id"]]
     for sentence in ref["sentences"]:
         yield Expression(
             ref_id=ref["ref_id"],
             ann_id=ref["ann_id"],
             image_id=ref["image_id"],
             sent_id=sentence["sent_id"],
-            sentence=sentence.get("sent", sentence.get("raw")),
-            image_path=image_folder / image["file_name"],
+            sentence=sentence_text(sentence),
+            image_path=files.image_folder / image["file_name"],
             height=image["height"],
             width=image["width"],
-            category=instances.categories.get(annotation["category_id"], "unknown"),
+            category=files.categories.get(annotation["category_id"], "unknown"),
         )
+
+
+def sentence_text(sentence: dict[str, Any]) -> str:
+    """The cleaned text of a sentence of the refs file, or the raw one where there is no other."""
+    return sentence["sent"] if "sent" in sentence else sentence["raw"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,11 @@ def _tokenizer() -> Any:
 def tokenize(sentences: list[str], length: int, strict: bool = False) -> np.ndarray:
     """CLIP token ids int64 `[len(sentences), length]` by open_clip's tokenizer: see `token_rows`."""
     return token_rows(_tokenizer(), sentences, length, strict)
+
+
+def token_counts(sentences: Iterable[str]) -> list[int]:
+    """How many tokens each sentence has by open_clip's tokenizer, SOT and EOT counted: 2 for an empty one."""
+    return [len(_tokenizer().encode(sentence)) + 2 for sentence in sentences]
 
 
 class TrainingPairs(Dataset):

@@ -1,0 +1,339 @@
+"""What is wrong with a data set, found before the first training step: `tfanet-data check`.
+
+The published figures of each split are those of REFER's files (Yu et al., 2016; Mao et al., 2016).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tfanet.console import note, track
+from tfanet.data.images import image_size, open_image
+from tfanet.data.masks import segmentation_area
+from tfanet.data.refer import DATASETS, IMAGE_FOLDERS, Expression, ReferFiles, require_size, sentence_text
+from tfanet.data.shapes import RECORD
+from tfanet.errors import UserError
+
+EXAMPLES = 3
+"""Examples of each kind of problem that are kept."""
+_SPLITS = ("train", "val", "testA", "testB", "test")
+_PUBLISHED: dict[tuple[str, str], dict[str, tuple[int, int, int]]] = {
+    ("refcoco", "unc"): {
+        "train": (42404, 120624, 16994),
+        "val": (3811, 10834, 1500),
+        "testA": (1975, 5657, 750),
+        "testB": (1810, 5095, 750),
+    },
+    ("refcoco+", "unc"): {
+        "train": (42278, 120191, 16992),
+        "val": (3805, 10758, 1500),
+        "testA": (1975, 5726, 750),
+        "testB": (1798, 4889, 750),
+    },
+    ("refcocog", "umd"): {
+        "train": (42226, 80512, 21899),
+        "val": (2573, 4896, 1300),
+        "test": (5023, 9602, 2600),
+    },
+    ("refcocog", "google"): {"train": (44822, 85474, 24698), "val": (5000, 9536, 4650)},
+}
+_FIGURES = ("references", "expressions", "pictures")
+_MARGIN = 1.0
+"""Pixels that a polygon may reach beyond its picture: COCO's touch the border."""
+
+
+@dataclass
+class Finding:
+    """One kind of fault: what it is, how often it occurs, and the first few cases."""
+
+    kind: str
+    count: int = 0
+    examples: list[str] = field(default_factory=list)
+    problem: bool = True
+    """False for what real data sets have and training copes with."""
+
+    def line(self) -> str:
+        """All of it in one line."""
+        more = "; ..." if self.count > len(self.examples) else ""
+        return f"{self.kind} ({self.count}): {'; '.join(self.examples)}{more}"
+
+
+@dataclass
+class Report:
+    """What a data set holds, split by split, and what is wrong with it."""
+
+    dataset: str
+    split_by: str | None = None
+    """None where its files could not be read."""
+    splits: dict[str, dict[str, int]] = field(default_factory=dict)
+    """By split, how many of references, expressions and pictures."""
+    expected: dict[str, dict[str, int]] = field(default_factory=dict)
+    """The published figures, or those that a synthetic set was made with, where they are known."""
+    findings: list[Finding] = field(default_factory=list)
+
+    @property
+    def problems(self) -> list[Finding]:
+        return [finding for finding in self.findings if finding.problem]
+
+    def add(self, kind: str, cases: Iterable[str], *, problem: bool = True) -> None:
+        """Note every case of a kind of fault; nothing where there is none."""
+        found = Finding(kind, problem=problem)
+        for case in cases:
+            found.count += 1
+            found.examples += [case] if found.count <= EXAMPLES else []
+        if found.count:
+            self.findings.append(found)
+
+
+def check(
+    root: Path,
+    datasets: Sequence[str] = (),
+    split_by: str | None = None,
+    *,
+    token_length: int | None = None,
+    decode: bool = False,
+    own: bool = False,
+) -> list[Report]:
+    """A report on each of `datasets` below `root`; on all that are there where none is named.
+
+    `decode` reads every picture instead of its header; `own` holds the counts against nothing; `token_length`
+    is 22 for G-Ref and 17 for the others where None. `UserError` where there is no folder `root`.
+    """
+    if not root.is_dir():
+        raise UserError(f"{root} is not a folder; docs/data.md says how to lay one out")
+    found = [name for name in DATASETS if (root / name).is_dir()]
+    return [
+        _check_one(root, name, split_by, token_length or (22 if name == "refcocog" else 17), decode, own)
+        for name in datasets or found or ["refcoco"]
+    ]
+
+
+def lines(report: Report) -> Iterator[str]:
+    """The report in lines to print: a table of the splits, the findings, and where to get what is missing."""
+    if report.split_by is None:
+        yield f"{report.dataset}"
+    else:
+        yield f"{report.dataset}, split by {report.split_by}"
+        yield f"{'split':<8}" + "".join(f"{name:>13}" for name in _FIGURES) + f"{'expected':>26}"
+    for split, figures in report.splits.items():
+        known = report.expected.get(split, {})
+        expected = " / ".join(str(known.get(name, "-")) for name in _FIGURES) if known else "-"
+        yield f"{split:<8}" + "".join(f"{figures[name]:>13}" for name in _FIGURES) + f"{expected:>26}"
+    for finding in report.findings:
+        yield f"{'problem' if finding.problem else 'note'}: {finding.line()}"
+    if report.split_by is None:
+        name = report.dataset
+        yield f"needed: {name}/instances.json and {name}/refs({DATASETS[name]}).p, from REFER's {name}.zip"
+        yield f"and in {IMAGE_FOLDERS[0]} the pictures of COCO's train2014.zip"
+        yield "docs/data.md says where they come from"
+    elif not report.problems:
+        yield "no problems"
+
+
+def _check_one(
+    root: Path, dataset: str, split_by: str | None, token_length: int, decode: bool, own: bool
+) -> Report:
+    report = Report(dataset)
+    try:
+        files = ReferFiles.load(root, dataset, split_by)
+    except UserError as error:
+        if dataset not in DATASETS:
+            raise
+        report.add("files missing or damaged", [str(error)])
+        return report
+    report.split_by = files.split_by
+    refs = [ref for ref in files.refs if files.fault(ref) is None]
+    _check_ids(report, files)
+    _check_counts(report, files, {} if own else _expected(root, files))
+    _check_sentences(report, files, token_length)
+    _check_shared_pictures(report, files, refs)
+    _check_masks(report, files, sorted({ref["ann_id"] for ref in refs}))
+    _check_pictures(report, files, sorted({ref["image_id"] for ref in refs}), decode)
+    return report
+
+
+def _check_ids(report: Report, files: ReferFiles) -> None:
+    report.add("references whose ids do not match", filter(None, map(files.fault, files.refs)))
+    names = {"images": "image ids", "annotations": "annotation ids", "categories": "category ids"}
+    listed = {name: [entry["id"] for entry in files.instances[kind]] for kind, name in names.items()}
+    listed["reference ids"] = [ref["ref_id"] for ref in files.refs]
+    listed["sentence ids"] = [sentence["sent_id"] for _, sentence in _sentences(files)]
+    listed["picture files"] = [entry["file_name"] for entry in files.images.values()]
+    for what, ids in listed.items():
+        again = ((name, count) for name, count in Counter(ids).items() if count > 1)
+        report.add(f"{what} given more than once", (f"{name} ({count} times)" for name, count in again))
+    unknown = (
+        f"annotation {entry['id']} of category {entry['category_id']}"
+        for entry in files.annotations.values()
+        if entry["category_id"] not in files.categories
+    )
+    report.add("annotations of an unknown category", unknown)
+
+
+def _sentences(files: ReferFiles) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    return ((ref, sentence) for ref in files.refs for sentence in ref["sentences"])
+
+
+def _expected(root: Path, files: ReferFiles) -> dict[str, dict[str, int]]:
+    """The known figures of each split: by the record of a synthetic set, else the published."""
+    if (root / RECORD).is_file():
+        try:
+            record = json.loads((root / RECORD).read_text(encoding="utf-8"))
+            if record["dataset"] != files.dataset:
+                return {}
+            return {split: {"pictures": int(count)} for split, count in record["counts"].items() if count}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"{root / RECORD} is damaged: {error!r}; make the set again with --force"
+            ) from error
+    published = _PUBLISHED.get((files.dataset, files.split_by), {})
+    return {split: dict(zip(_FIGURES, figures, strict=True)) for split, figures in published.items()}
+
+
+def _check_counts(report: Report, files: ReferFiles, expected: dict[str, dict[str, int]]) -> None:
+    names = {ref["split"] for ref in files.refs} | set(expected)
+    for split in sorted(names, key=lambda name: (_SPLITS.index(name) if name in _SPLITS else 9, name)):
+        refs = [ref for ref in files.refs if ref["split"] == split]
+        sentences = sum(len(ref["sentences"]) for ref in refs)
+        pictures = len({ref["image_id"] for ref in refs})
+        report.splits[split] = dict(zip(_FIGURES, (len(refs), sentences, pictures), strict=True))
+    report.expected = expected
+    wrong = (
+        f"{split} has {report.splits[split][what]} {what} instead of {count}"
+        for split, figures in expected.items()
+        for what, count in figures.items()
+        if report.splits[split][what] != count
+    )
+    report.add("unexpected counts", wrong)
+
+
+def _check_sentences(report: Report, files: ReferFiles, token_length: int) -> None:
+    from tfanet.data.transforms import token_counts
+
+    silent = (f"reference {ref['ref_id']}" for ref in files.refs if not ref["sentences"])
+    report.add("references without any sentence", silent)
+    found = [(ref, sentence, sentence_text(sentence)) for ref, sentence in _sentences(files)]
+    counted = list(zip(found, token_counts(text for *_, text in found), strict=True))
+    empty = (
+        f"sentence {sentence['sent_id']} of reference {ref['ref_id']}"
+        for (ref, sentence, _), tokens in counted
+        if tokens == 2
+    )
+    report.add("sentences without a word", empty)
+    long = (f"{text!r:.90} ({tokens})" for (*_, text), tokens in counted if tokens > token_length)
+    report.add(f"sentences of more than {token_length} tokens, which are cut", long, problem=False)
+
+
+def _check_shared_pictures(report: Report, files: ReferFiles, refs: list[dict[str, Any]]) -> None:
+    pictures: dict[str, dict[str, None]] = {}
+    for ref in refs:
+        pictures.setdefault(ref["split"], {})[files.images[ref["image_id"]]["file_name"]] = None
+    report.add(
+        "pictures in train and in another split",
+        (
+            f"{name} in {split}"
+            for split, names in pictures.items()
+            if split != "train"
+            for name in names
+            if name in pictures.get("train", {})
+        ),
+        # Google's split divides the objects, not the pictures.
+        problem=files.split_by != "google",
+    )
+
+
+def _check_masks(report: Report, files: ReferFiles, ann_ids: list[int]) -> None:
+    unreadable, empty, outside = [], [], []
+    for ann_id in track(ann_ids, f"{files.dataset}: masks", total=len(ann_ids)):
+        entry = files.annotations[ann_id]
+        image, segmentation = files.images[entry["image_id"]], entry["segmentation"]
+        try:
+            area = segmentation_area(segmentation, image["height"], image["width"])
+        except UserError as error:
+            unreadable.append(f"annotation {ann_id}: {error}")
+            continue
+        if reach := _reach(segmentation, image["height"], image["width"]):
+            outside.append(f"annotation {ann_id} by {reach:.1f} pixels")
+        if not area:
+            empty.append(f"annotation {ann_id}")
+    report.add("masks that cannot be read", unreadable)
+    report.add("empty masks", empty)
+    report.add("masks whose polygons reach beyond the picture", outside)
+
+
+def _reach(segmentation: Any, height: int, width: int) -> float:
+    """Pixels that polygons reach beyond the picture; 0 within the margin, and for RLEs, which cannot."""
+    if not isinstance(segmentation, list):
+        return 0.0
+    polygons = [polygon for polygon in segmentation if isinstance(polygon, list) and polygon]
+    beyond = (
+        max(-min(polygon), max(polygon[::2]) - width, max(polygon[1::2]) - height) for polygon in polygons
+    )
+    reach = max(beyond, default=0.0)
+    return reach if reach > _MARGIN else 0.0
+
+
+def _check_pictures(report: Report, files: ReferFiles, image_ids: list[int], decode: bool) -> None:
+    paths = {image_id: files.image_folder / files.images[image_id]["file_name"] for image_id in image_ids}
+    missing = missing_files(paths.values())
+    report.add("missing pictures", (str(path) for path in paths.values() if path in missing))
+
+    def fault(image_id: int) -> str | None:
+        path, entry = paths[image_id], files.images[image_id]
+        try:
+            size = open_image(path, upright=False).size if decode else image_size(path)
+            require_size(path, size, (entry["width"], entry["height"]), files.instances_path)
+        except UserError as error:
+            return str(error)
+        return None
+
+    there = [image_id for image_id, path in paths.items() if path not in missing]
+    what = f"{files.dataset}: {'pictures' if decode else 'headers of pictures'}"
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        faults = [found for found in track(pool.map(fault, there), what, total=len(there)) if found]
+    report.add("pictures unreadable or of another size", faults)
+
+
+def missing_files(paths: Iterable[Path]) -> set[Path]:
+    """Those of `paths` that are not there; each folder is listed once, quicker than a look at each file."""
+    paths = set(paths)
+    there: set[Path] = set()
+    for folder in {path.parent for path in paths}:
+        try:
+            with os.scandir(folder) as entries:
+                there |= {folder / entry.name for entry in entries}
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            raise UserError(f"cannot read the folder {folder}: {error.strerror or error}") from error
+    return paths - there
+
+
+def require_pictures(splits: Mapping[str, Sequence[Expression]], skip_broken: int) -> None:
+    """The check before training: that the pictures of these expressions are there.
+
+    Notes a line for each split with missing ones. `UserError` unless they are of `train` alone and of at most
+    `skip_broken` expressions: those training leaves out, while validation is of all expressions or of none.
+    """
+    missing = missing_files(pair.image_path for pairs in splits.values() for pair in pairs)
+    fatal = []
+    for split, pairs in splits.items():
+        lost = [pair for pair in pairs if pair.image_path in missing]
+        names = list(dict.fromkeys(str(pair.image_path) for pair in lost))
+        if names:
+            more = "; ..." if len(names) > EXAMPLES else ""
+            what = f"({len(names)}, of {len(lost)} expressions)"
+            note(f"{split}: pictures missing {what}: {'; '.join(names[:EXAMPLES])}{more}")
+            if split != "train" or len(lost) > skip_broken:
+                fatal.append(f"{split} {what}")
+    if fatal:
+        raise UserError(
+            f"pictures are missing: {', '.join(fatal)}; see tfanet-data check (--skip-broken is for train)"
+        )
