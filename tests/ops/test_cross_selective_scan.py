@@ -41,8 +41,9 @@ def make_inputs(batch, height, width, dim, rank, states, shift=0.0, dtype=torch.
 
 @pytest.fixture
 def vectorised(monkeypatch):
-    """Without the compiled kernel, which has tests of its own."""
-    monkeypatch.setattr(native, "supported", lambda x, states: False)
+    """Without the compiled kernels, which have tests of their own."""
+    for question in ("supported", "scans"):
+        monkeypatch.setattr(native, question, lambda x, states: False)
 
 
 @pytest.mark.parametrize(("batch", "height", "width", "dim", "rank", "states", "shift"), CASES)

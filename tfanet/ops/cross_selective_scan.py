@@ -89,9 +89,9 @@ def _forward(x: Tensor, p: Tensor, dt_weight: Tensor, A: Tensor, D: Tensor, delt
         weight, rates, shift = (t[direction.channels] for t in (dt_weight, A, bias))
         u, out = maps[direction.transposed], sums[direction.transposed]
         for block in channel_blocks(direction.dt[..., 0].numel(), channels):
-            step = F.softplus(F.linear(direction.dt, weight[block], shift[block]))
+            raw = F.linear(direction.dt, weight[block], shift[block])
             scan_into(
-                out[..., block], step, u[..., block], rates[block], direction.B, direction.C,
+                out[..., block], raw, u[..., block], rates[block], direction.B, direction.C,
                 reverse=direction.reverse,
             )  # fmt: skip
     by_rows, by_columns = sums[0].unflatten(1, (height, width)), sums[1].unflatten(1, (width, height))
@@ -118,17 +118,16 @@ def _backward(
         for block in channel_blocks(direction.dt[..., 0].numel(), channels):
             raw = F.linear(direction.dt, weight[block], shift[block])
             grads = scan_gradients(
-                dout[..., block], F.softplus(raw), u[..., block], rates[block], direction.B, direction.C,
+                dout[..., block], raw, u[..., block], rates[block], direction.B, direction.C,
                 reverse=direction.reverse,
             )  # fmt: skip
-            draw = grads.step.mul_(raw.sigmoid_())
             du[..., block] += grads.u
             dB += grads.B
             dC += grads.C
-            ddt += draw @ weight[block]
+            ddt += grads.raw @ weight[block]
             dA[direction.channels][block] = grads.A
-            dbias[direction.channels][block] = draw.sum((0, 1))
-            dweight[direction.channels][block] = torch.einsum("bld,blr->dr", draw, direction.dt)
+            dbias[direction.channels][block] = grads.raw.sum((0, 1))
+            dweight[direction.channels][block] = torch.einsum("bld,blr->dr", grads.raw, direction.dt)
         part = torch.cat([ddt, dB, dC], dim=-1)
         dp.append(_to_raster(part, height, width, direction.transposed))
     dx = _to_raster(dmaps[0], height, width, False) + _to_raster(dmaps[1], height, width, True)

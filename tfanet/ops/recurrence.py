@@ -1,8 +1,10 @@
 """The recurrence of a selective scan, time-major: what the CPU paths of both scan operations are made of.
 
+    step_t = softplus(raw_t)
     h_t = exp(step_t A) h_(t-1) + step_t B_t u_t,   h_(-1) = 0
     out_t += sum over N of C_t h_t
 
+In FP32 the compiled kernel of `native` runs it, where there is one; the rest of this text is about the other.
 Channels lie innermost, so every step is one multiply-add over contiguous memory and a broadcast over tokens
 or channels is a long run. L tokens are cut into rows of `ROW`; the recurrence steps over the positions of all
 rows at once, then over the row ends (the same problem, `ROW` times shorter), then over the positions again
@@ -15,7 +17,10 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from tfanet.ops import native
 
 ROW = 16
 """Tokens a row. 8 to 32 measure alike; below, rows are many, above, their positions are."""
@@ -65,12 +70,16 @@ def _steps(decays: tuple[Tensor, ...], values: tuple[Tensor, ...]) -> None:
 
 
 def scan_into(
-    out: Tensor, step: Tensor, u: Tensor, A: Tensor, B: Tensor, C: Tensor, *, reverse: bool = False
+    out: Tensor, raw: Tensor, u: Tensor, A: Tensor, B: Tensor, C: Tensor, *, reverse: bool = False
 ) -> None:
     """Add sum over N of C h to `out`.
 
-    out, step, u [batch, L, M]; A [M, N]; B, C [batch, L, N]; all of one floating dtype.
+    out, raw, u [batch, L, M]; A [M, N]; B, C [batch, L, N]; all of one floating dtype.
     """
+    if native.scans(u, A.shape[1]):
+        native.scan_into(out, raw, u, A, B, C, reverse=reverse)
+        return
+    step = F.softplus(raw)
     weighted = step * u
     for n in range(A.shape[1]):
         decay = torch.mul(step, A[:, n]).exp_()
@@ -82,7 +91,7 @@ def scan_into(
 class ScanGradients(NamedTuple):
     """Gradients of `scan_into`'s result with respect to its inputs, in their shapes."""
 
-    step: Tensor
+    raw: Tensor
     u: Tensor
     A: Tensor
     B: Tensor
@@ -90,11 +99,14 @@ class ScanGradients(NamedTuple):
 
 
 def scan_gradients(
-    dout: Tensor, step: Tensor, u: Tensor, A: Tensor, B: Tensor, C: Tensor, *, reverse: bool = False
+    dout: Tensor, raw: Tensor, u: Tensor, A: Tensor, B: Tensor, C: Tensor, *, reverse: bool = False
 ) -> ScanGradients:
     """Gradients given dL/dout [batch, L, M]; the states are computed again rather than kept."""
+    if native.scans(u, A.shape[1]):
+        return ScanGradients(*native.scan_gradients(dout, raw, u, A, B, C, reverse=reverse))
+    step = F.softplus(raw)
     weighted = step * u
-    grads = ScanGradients(*(torch.zeros_like(x) for x in (step, u, A, B, C)))
+    grads = ScanGradients(*(torch.zeros_like(x) for x in (raw, u, A, B, C)))
     for n in range(A.shape[1]):
         decay = torch.mul(step, A[:, n]).exp_()
         h = weighted * B[..., n, None]
@@ -109,8 +121,9 @@ def scan_gradients(
         dlog = _shifted(h, backwards=reverse).mul_(decay).mul_(g)
         grads.A[:, n] = (dlog * step).sum((0, 1))
         g.mul_(B[..., n, None])
-        grads.step.addcmul_(g, u).addcmul_(dlog, A[:, n])
+        grads.raw.addcmul_(g, u).addcmul_(dlog, A[:, n])
         grads.u.addcmul_(g, step)
+    grads.raw.mul_(torch.sigmoid(raw))
     return grads
 
 

@@ -76,9 +76,9 @@ def _forward(
     y = torch.empty(u.shape, dtype=wide, device=u.device)
     for group, block in _blocks(u, B.shape[1]):
         u_t = _time_major(u[:, block], wide)
-        step = F.softplus(_time_major(delta[:, block], wide) + bias[block])
+        raw = _time_major(delta[:, block], wide) + bias[block]
         out = u_t * D[block]
-        scan_into(out, step, u_t, A[block], _time_major(B[:, group], wide), _time_major(C[:, group], wide))
+        scan_into(out, raw, u_t, A[block], _time_major(B[:, group], wide), _time_major(C[:, group], wide))
         y[:, block] = out.mT
     return y
 
@@ -96,11 +96,10 @@ def _backward(
         u_t, dy_t = _time_major(u[:, block], wide), _time_major(dy[:, block], wide)
         raw = _time_major(delta[:, block], wide) + bias[block]
         B_t, C_t = _time_major(B[:, group], wide), _time_major(C[:, group], wide)
-        grads = scan_gradients(dy_t, F.softplus(raw), u_t, A[block], B_t, C_t)
-        draw = grads.step.mul_(raw.sigmoid_())
+        grads = scan_gradients(dy_t, raw, u_t, A[block], B_t, C_t)
         du[:, block] = torch.addcmul(grads.u, dy_t, D[block]).mT
-        ddelta[:, block] = draw.mT
-        dA[block], dD[block], dbias[block] = grads.A, (dy_t * u_t).sum((0, 1)), draw.sum((0, 1))
+        ddelta[:, block] = grads.raw.mT
+        dA[block], dD[block], dbias[block] = grads.A, (dy_t * u_t).sum((0, 1)), grads.raw.sum((0, 1))
         dB[:, group] += grads.B.mT
         dC[:, group] += grads.C.mT
     result = tuple(gradient.to(x.dtype) for gradient, x in zip(found, given, strict=True))

@@ -59,7 +59,7 @@ class Stepper:
         rates = {"backbone": options.backbone_share, "text": options.text_share, "rest": 1.0}
         peaks = {part: share * options.rate for part, share in rates.items()}
         self.optimizer = torch.optim.AdamW(
-            parameter_groups(model, options.weight_decay, peaks), lr=options.rate
+            parameter_groups(model, options.weight_decay, peaks), lr=options.rate, fused=True
         )
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
 

@@ -1,14 +1,12 @@
 #include "cross_selective_scan.h"
 
 #include <algorithm>
-#include <atomic>
 #include <cstring>
-#include <exception>
 #include <memory>
-#include <thread>
 #include <vector>
 
-#define TFANET_INLINE static inline __attribute__((always_inline))
+#include "instruction_sets.h"
+#include "parts.h"
 
 namespace tfanet {
 namespace {
@@ -37,8 +35,7 @@ namespace baseline {
 #include "cross_selective_scan_part.inc"
 }  // namespace baseline
 
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(TFANET_BASELINE)
-#define TFANET_AVX2
+#ifdef TFANET_AVX2
 #pragma GCC push_options
 #pragma GCC target("avx2,fma")
 namespace avx2 {
@@ -53,7 +50,7 @@ using RunTile = void (*)(const Direction&, const float* const*, int, int64_t, in
 
 RunTile tile_for_this_processor() {
 #ifdef TFANET_AVX2
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return avx2::run_tile;
+  if (has_avx2()) return avx2::run_tile;
 #endif
   return baseline::run_tile;
 }
@@ -169,23 +166,6 @@ extern "C" __attribute__((visibility("default"))) int tfanet_cross_selective_sca
     int64_t rank, int64_t states, int64_t threads) {
   const tfanet::CrossScan scan{{batch, height, width, channels, rank, states}, x, p, dt_weight, A, D,
                                delta_bias, y};
-  const int64_t parts = tfanet::part_count(scan.sizes);
-  std::atomic<int64_t> next{0};
-  std::atomic<bool> failed{false};
-  const auto work = [&] {
-    try {
-      for (int64_t part; (part = next++) < parts;) tfanet::run_part(scan, part);
-    } catch (const std::exception&) {
-      failed = true;
-    }
-  };
-  std::vector<std::thread> others;
-  try {
-    for (int64_t i = 1; i < std::min(threads, parts); ++i) others.emplace_back(work);
-  } catch (const std::exception&) {
-    // Fewer threads than asked for do the same work.
-  }
-  work();
-  for (std::thread& other : others) other.join();
-  return failed;
+  return tfanet::run_parts(tfanet::part_count(scan.sizes), threads,
+                           [&](int64_t part) { tfanet::run_part(scan, part); });
 }
