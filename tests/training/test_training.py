@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -170,17 +172,32 @@ def test_the_papers_recipe(name, tokens):
 
 
 def test_epoch_batches_are_a_permutation_and_continue():
-    whole = epoch_batches(23, 4, seed=1, epoch=2)
+    each = [[index] for index in range(23)]
+    whole = epoch_batches(each, 4, seed=1, epoch=2)
     drawn = [index for batch in whole for index in batch]
     assert len(drawn) == len(set(drawn))
     assert [len(batch) for batch in whole] == [4] * 5
-    assert epoch_batches(23, 4, seed=1, epoch=2, start=3) == whole[3:]
-    assert epoch_batches(23, 4, seed=1, epoch=3) != whole
+    assert epoch_batches(each, 4, seed=1, epoch=2, start=3) == whole[3:]
+    assert epoch_batches(each, 4, seed=1, epoch=3) != whole
+
+
+def test_an_epoch_has_one_sentence_of_each_reference():
+    """As LAVT trains: over the epochs every sentence comes, none twice in one epoch."""
+    references = [[0], [1, 2, 3], [4, 5], [6, 7, 8, 9]]
+    reference_of = {place: number for number, places in enumerate(references) for place in places}
+    seen = Counter()
+    for epoch in range(300):
+        drawn = [index for batch in epoch_batches(references, 2, seed=0, epoch=epoch) for index in batch]
+        assert sorted(reference_of[index] for index in drawn) == [0, 1, 2, 3]
+        seen.update(drawn)
+    for places in references:
+        for place in places:
+            assert seen[place] == pytest.approx(300 / len(places), rel=0.3)
 
 
 @pytest.mark.parametrize(("parts", "world"), [(1, 1), (1, 3), (2, 3), (4, 1)])
 def test_processes_share_every_batch(parts, world):
-    batches = epoch_batches(40, 12, seed=0, epoch=0)
+    batches = epoch_batches([[index] for index in range(40)], 12, seed=0, epoch=0)
     drawn = [list(shares(batches, parts, rank, world)) for rank in range(world)]
     for place, batch in enumerate(batches):
         pieces = [drawn[rank][place * parts + part] for part in range(parts) for rank in range(world)]
@@ -239,6 +256,20 @@ def test_command_line_of_another_size_and_variant(shapes_root, tmp_path):
     assert trained.alignment == "none"
 
 
+def test_command_line_trains_one_sentence_of_a_reference_and_needs_pictures(shapes_root, tmp_path):
+    root, out = tmp_path / "set", tmp_path / "run"
+    shutil.copytree(shapes_root, root)
+    references = len({pair.ref_id for pair in ReferDataset(root, "refcoco", "train")})
+    arguments = ["--data", str(root), "--out", str(out), "--epochs", "1", "--batch", "4", "--validate", "4"]
+    arguments += ["--image-size", "32", "--sentences", "one", "--variant", "a"]
+    result = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    assert len(losses(out)) == references // 4
+    ReferDataset(root, "refcoco", "testA")[0].image_path.unlink()
+    with pytest.raises(UserError, match=r"pictures are missing: testA \(1, of \d expressions\)"):
+        CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "two")], catch_exceptions=False)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -260,6 +291,7 @@ def test_command_line_of_another_size_and_variant(shapes_root, tmp_path):
         (["--resume", "nowhere.pt"], "training state nowhere.pt does not exist"),
         (["--recipe", "huge"], "unknown recipe"),
         (["--freeze", "decoder"], "cannot freeze decoder"),
+        (["--sentences", "some"], "unknown sentences 'some'; known: one, all"),
         (["--precision", "int8"], "unknown precision"),
         (["--batch", "6", "--accumulate", "4"], "must be a multiple of 4"),
     ],

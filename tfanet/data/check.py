@@ -303,24 +303,26 @@ def _check_pictures(report: Report, files: ReferFiles, image_ids: list[int], dec
 
 def missing_files(paths: Iterable[Path]) -> set[Path]:
     """Those of `paths` that are not there; each folder is listed once, quicker than a look at each file."""
-    paths = set(paths)
-    there: set[Path] = set()
-    for folder in {path.parent for path in paths}:
+    wanted = set(paths)
+    names: dict[Path, set[str]] = {}
+    for folder in {path.parent for path in wanted}:
         try:
             with os.scandir(folder) as entries:
-                there |= {folder / entry.name for entry in entries}
+                names[folder] = {entry.name for entry in entries}
         except (FileNotFoundError, NotADirectoryError):
-            continue
+            names[folder] = set()
         except OSError as error:
             raise UserError(f"cannot read the folder {folder}: {error.strerror or error}") from error
-    return paths - there
+    return {path for path in wanted if path.name not in names[path.parent]}
 
 
-def require_pictures(splits: Mapping[str, Sequence[Expression]], skip_broken: int) -> None:
+def require_pictures(
+    splits: Mapping[str, Sequence[Expression]], skip_broken: int, *, tell: bool = True
+) -> None:
     """The check before training: that the pictures of these expressions are there.
 
-    Notes a line for each split with missing ones. `UserError` unless they are of `train` alone and of at most
-    `skip_broken` expressions: those training leaves out, while validation is of all expressions or of none.
+    With `tell` it notes a line for each split with missing ones. `UserError` unless they are of `train` alone
+    and of at most `skip_broken` expressions: training leaves those out, validation is of all or of none.
     """
     missing = missing_files(pair.image_path for pairs in splits.values() for pair in pairs)
     fatal = []
@@ -330,7 +332,8 @@ def require_pictures(splits: Mapping[str, Sequence[Expression]], skip_broken: in
         if names:
             more = "; ..." if len(names) > EXAMPLES else ""
             what = f"({len(names)}, of {len(lost)} expressions)"
-            note(f"{split}: pictures missing {what}: {'; '.join(names[:EXAMPLES])}{more}")
+            if tell:
+                note(f"{split}: pictures missing {what}: {'; '.join(names[:EXAMPLES])}{more}")
             if split != "train" or len(lost) > skip_broken:
                 fatal.append(f"{split} {what}")
     if fatal:

@@ -40,21 +40,41 @@ class TrainingPairs(Dataset):
     """The samples of a `ReferDataset` as tensors of the model's size; picklable, for loader workers.
 
     Item i is a dictionary: `image` uint8 `[S, S, 3]` RGB, `tokens` int64 `[L]`, `mask` uint8 `[S, S]` in
-    {0, 1}.
+    {0, 1}. With `limit` only the first so many expressions are samples.
+
+    The last picture and the last mask are kept: the sentences of one object follow one another, and in order,
+    as validation goes through them, each picture is decoded once.
     """
 
-    def __init__(self, source: ReferDataset, image_size: int, token_length: int) -> None:
+    def __init__(
+        self, source: ReferDataset, image_size: int, token_length: int, limit: int | None = None
+    ) -> None:
         self.source = source
         self.image_size = image_size
-        self.tokens = torch.from_numpy(tokenize([pair.sentence for pair in source], token_length))
+        self.expressions = list(source)[:limit]
+        self.tokens = torch.from_numpy(tokenize([pair.sentence for pair in self.expressions], token_length))
+        self._image: tuple[int, np.ndarray] | None = None
+        self._mask: tuple[int, np.ndarray] | None = None
 
     def __len__(self) -> int:
-        return len(self.source)
+        return len(self.expressions)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        pair = self.source[index]
+        pair = self.expressions[index]
+        if self._image is None or self._image[0] != pair.image_id:
+            self._image = pair.image_id, resize_image(self.source.image(pair), self.image_size)
+        if self._mask is None or self._mask[0] != pair.ann_id:
+            self._mask = pair.ann_id, resize_mask(self.source.mask(pair), self.image_size)
         return {
-            "image": torch.from_numpy(resize_image(self.source.image(pair), self.image_size)),
+            "image": torch.from_numpy(self._image[1].copy()),
             "tokens": self.tokens[index],
-            "mask": torch.from_numpy(resize_mask(self.source.mask(pair), self.image_size)),
+            "mask": torch.from_numpy(self._mask[1].copy()),
         }
+
+    @property
+    def references(self) -> list[list[int]]:
+        """The places of the samples of each reference, in order."""
+        found: dict[int, list[int]] = {}
+        for place, pair in enumerate(self.expressions):
+            found.setdefault(pair.ref_id, []).append(place)
+        return list(found.values())

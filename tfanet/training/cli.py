@@ -59,6 +59,9 @@ def train(
     data: Annotated[Path | None, _option("REFER folder; the synthetic one is made if absent.", _DATA)] = None,
     dataset: Annotated[str | None, _option("refcoco, refcoco+ or refcocog [the recipe's].", _DATA)] = None,
     limit: Annotated[int | None, _option("Train on the first N expressions only.", _DATA, min=1)] = None,
+    sentences: Annotated[
+        str | None, _option("Of each reference an epoch: one, drawn anew [one], or all [tiny].", _DATA)
+    ] = None,
     validate: Annotated[
         int | None, _option("Expressions a split that are measured [paper: all; tiny: 300].", _DATA, min=1)
     ] = None,
@@ -127,9 +130,10 @@ def train(
         recipe = "tiny" if preset_name in (None, "tiny") else papers.get(dataset or "", "paper-refcoco")
     chosen = find_recipe(recipe)
     given = {
-        "epochs": epochs, "batch": batch, "rate": rate, "backbone_share": backbone_share,
-        "text_share": text_share, "weight_decay": weight_decay, "warmup": warmup, "decay_from": decay_from,
-        "clip": clip, "ema": ema, "precision": precision, "accumulate": accumulate,
+        "epochs": epochs, "batch": batch, "sentences": sentences, "rate": rate,
+        "backbone_share": backbone_share, "text_share": text_share, "weight_decay": weight_decay,
+        "warmup": warmup, "decay_from": decay_from, "clip": clip, "ema": ema,
+        "precision": precision, "accumulate": accumulate,
         "checkpointing": checkpointing, "compile": compile_model, "channels_last": channels_last,
         "save_every": save_every, "skip_nonfinite": skip_nonfinite, "skip_broken": skip_broken,
         "workers": workers, "half_weights": half_weights,
@@ -164,9 +168,9 @@ def train(
     import hashlib
 
     import torch
-    from torch.utils.data import Subset
 
-    from tfanet.data.refer import ReferDataset
+    from tfanet.data.check import require_pictures
+    from tfanet.data.refer import ReferDataset, ReferFiles
     from tfanet.data.shapes import DEFAULT_ROOT, ensure_shapes
     from tfanet.data.transforms import TrainingPairs
     from tfanet.model import TFANet
@@ -185,16 +189,19 @@ def train(
         data = ensure_shapes(DEFAULT_ROOT)
     measured = validate or chosen.validate
 
-    def pairs(split: str, count: int | None) -> Subset:
-        found = TrainingPairs(ReferDataset(data, dataset, split), config.image_size, config.token_length)
-        return Subset(found, range(min(count or len(found), len(found))))
-
-    training = pairs("train", limit)
-    tokens = training.dataset.tokens[: len(training)].numpy()  # pyright: ignore[reportAttributeAccessIssue]
     names = ("val", "test") if dataset == "refcocog" else ("val", "testA", "testB")
-    splits = {name: pairs(name, measured) for name in names}
+    used: dict[str, TrainingPairs] = {}
+    files = ReferFiles.load(data, dataset)
+    for split, count in {"train": limit, **dict.fromkeys(names, measured)}.items():
+        source = ReferDataset.of(files, split)
+        used[split] = TrainingPairs(source, config.image_size, config.token_length, count)
+    del files  # it holds every annotation, most of which no expression speaks of
+    training, splits = used["train"], {name: used[name] for name in names}
+    tokens = training.tokens.numpy()
     identity = f"{dataset} {hashlib.sha256(tokens.tobytes()).hexdigest()[:16]}"
     with joined(_device(device)) as (processes, own_device):
+        wanted = {split: pairs.expressions for split, pairs in used.items()}
+        require_pictures(wanted, options.skip_broken, tell=processes.first)
         if processes.first:
             parameters = sum(p.numel() for p in model.parameters())
             say(f"{recipe}: {parameters / 1e6:.2f} M parameters, {len(training)} expressions")
@@ -210,6 +217,7 @@ def train(
             resume=saved or None,
             processes=processes,
             splits=splits,
+            references=training.references if options.sentences == "one" else None,
         )
         if processes.first and finished:
             say(f"wrote {out / 'model.safetensors'}")

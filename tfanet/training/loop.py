@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from itertools import islice
@@ -51,18 +51,21 @@ def train(
     resume: Path | None = None,
     processes: Processes | None = None,
     splits: Mapping[str, Dataset] | None = None,
+    references: Sequence[Sequence[int]] | None = None,
 ) -> bool:
     """Train `model` in place and write into `out`: model.safetensors, best.safetensors, training.pt, records.
 
     `pairs` and `validation` give the items of `tfanet.data.transforms.TrainingPairs`; `resume` is the
-    training state to go on from; `splits` are measured at the end, in one table. `model` holds the stored
+    training state to go on from; `splits` are measured at the end, in one table. With `references`, lists of
+    indices into `pairs`, an epoch trains one pair of each; without, every pair. `model` holds the stored
     weights afterwards: the moving average, where there is one.
 
     Returns False when Ctrl-C or SIGTERM stopped the run: the step under way is finished and the state saved
     first. More trouble than the options allow raises `VerificationError` (something not finite) or
     `UserError` (pairs that cannot be read); the state of the last saving stays.
     """
-    run = _Run(model, pairs, validation, out, options, processes or Processes())
+    references = references or [[i] for i in range(len(pairs))]  # pyright: ignore[reportArgumentType]
+    run = _Run(model, pairs, validation, out, options, processes or Processes(), references)
     finished = run.run(resume)
     if finished and splits:
         run.table(splits)
@@ -78,13 +81,14 @@ class _Run:
         out: Path,
         options: TrainingOptions,
         processes: Processes,
+        references: Sequence[Sequence[int]],
     ) -> None:
         self.options = replace(
             options, precision=choose_precision(options.precision, torch.device(options.device))
         )
         self.out, self.processes, self.config = out, processes, model.config
-        self.pairs, self.validation = pairs, validation
-        count = len(pairs)  # pyright: ignore[reportArgumentType]
+        self.pairs, self.validation, self.references = pairs, validation, references
+        count = len(references)
         pieces = options.accumulate * processes.world
         if options.batch % pieces:
             raise UserError(
@@ -92,7 +96,7 @@ class _Run:
                 f"{options.accumulate} parts each; it must be a multiple of {pieces}"
             )
         if count < options.batch:
-            raise UserError(f"{count} expressions are fewer than one batch of {options.batch}")
+            raise UserError(f"{count} samples an epoch are fewer than one batch of {options.batch}")
         self.stepper = Stepper(model, self.options, processes)
         self.per_epoch = count // options.batch
         self.total = self.per_epoch * options.epochs
@@ -150,7 +154,7 @@ class _Run:
         """Train to the epoch's end or until a process is asked to stop; returns whether that was so."""
         options, processes = self.options, self.processes
         epoch, done = divmod(self.step, self.per_epoch)
-        batches = epoch_batches(len(self.pairs), options.batch, options.seed, epoch, done)  # pyright: ignore
+        batches = epoch_batches(self.references, options.batch, options.seed, epoch, done)
         own = list(shares(batches, options.accumulate, processes.rank, processes.world))
         started, start_step = time.perf_counter(), self.step
         loader = self._loader(Readable(self.pairs, options.skip_broken > 0), own)

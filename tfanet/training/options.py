@@ -4,8 +4,10 @@ The paper (4.1) gives 480 x 480 pixels, 17 or 22 tokens, 50 epochs, AdamW, a rat
 and batch 8. What it leaves out is chosen so:
 
 - Rates: ReMamber's, the nearest model: 5e-5, and half of it for the pretrained encoders.
-- Weight decay: LAVT's 1e-2. AdamW shrinks a weight by rate x decay a step: over RefCOCO's 754,000 steps 1e-2
-  shrinks an unused weight by about a quarter, and ReMamber's 1e-4 by 0.3 %, which is none.
+- Sentences: one of each reference an epoch, drawn anew each time, as LAVT and ReMamber train: an epoch of
+  RefCOCO is its 42,404 references, 5,300 steps, not its 120,624 sentences.
+- Weight decay: LAVT's 1e-2. AdamW shrinks a weight by rate x decay a step: over RefCOCO's 265,000 steps 1e-2
+  shrinks an unused weight by about a tenth, and ReMamber's 1e-4 by 0.1 %, which is none.
 - Decay: linear to zero, as the paper names the epoch of its start only.
 - Warm-up of 1,000 steps, gradients clipped at norm 1: AdamW's second moments of the new layers are young.
 - EMA 0.9999, as in ReMamber's command; it starts at (1 + n) / (10 + n), so that the first weights fade.
@@ -20,6 +22,7 @@ from tfanet.errors import UserError
 
 PARTS = ("backbone", "text", "rest")
 """Parts of the model with their own rate; the first two can be frozen."""
+SENTENCES = ("one", "all")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 _FREE = (
@@ -37,6 +40,8 @@ class TrainingOptions:
     """Pairs an optimizer step, over all processes and accumulated parts."""
     accumulate: int = 1
     """Parts that a process computes its share of a batch in, one after the other."""
+    sentences: str = "one"
+    """One of `SENTENCES`: an epoch has one sentence of each reference, drawn anew, or all of them."""
     rate: float = 5e-5
     """Peak learning rate; see `schedule.rate_factor`."""
     backbone_share: float = 0.5
@@ -79,6 +84,8 @@ class TrainingOptions:
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
             raise UserError(f"unknown precision {self.precision!r}; known: {', '.join(PRECISIONS)}")
+        if self.sentences not in SENTENCES:
+            raise UserError(f"unknown sentences {self.sentences!r}; known: {', '.join(SENTENCES)}")
         if odd := set(self.freeze) - set(PARTS[:-1]):
             raise UserError(f"cannot freeze {', '.join(sorted(odd))}; known: {', '.join(PARTS[:-1])}")
         if self.decay_from is not None and not 0 <= self.decay_from <= self.epochs:
@@ -104,7 +111,7 @@ class Recipe:
 _PAPER = TrainingOptions(skip_nonfinite=20, skip_broken=100)
 _TINY = replace(
     _PAPER, epochs=4, batch=16, rate=1e-3, backbone_share=1.0, text_share=1.0, warmup=200, ema=0.0,
-    precision="fp32", skip_nonfinite=0, skip_broken=0,
+    precision="fp32", sentences="all", skip_nonfinite=0, skip_broken=0,
 )  # fmt: skip
 
 RECIPES: dict[str, Recipe] = {

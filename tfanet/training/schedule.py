@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -50,14 +50,19 @@ def set_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
         group["lr"] = group["peak"] * factor
 
 
-def epoch_batches(count: int, batch: int, seed: int, epoch: int, start: int = 0) -> list[list[int]]:
-    """Index batches of one epoch from batch `start` on: a permutation of 0..count-1 fixed by seed and epoch.
+def epoch_batches(
+    references: Sequence[Sequence[int]], batch: int, seed: int, epoch: int, start: int = 0
+) -> list[list[int]]:
+    """Index batches of one epoch from batch `start` on: a permutation of the references, one pair of each.
 
-    The last, smaller batch is dropped: BatchNorm would weigh it as much as a full one.
+    `references[i]` are the indices of its pairs. Order and choice are fixed by seed and epoch. The last,
+    smaller batch is dropped: BatchNorm would weigh it as much as a full one.
     """
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-    order = torch.randperm(count, generator=generator).tolist()
-    return [order[i : i + batch] for i in range(start * batch, count - batch + 1, batch)]
+    order = torch.randperm(len(references), generator=generator).tolist()
+    draws = torch.rand(len(references), generator=generator, dtype=torch.float64).tolist()
+    chosen = [references[place][int(draws[place] * len(references[place]))] for place in order]
+    return [chosen[i : i + batch] for i in range(start * batch, len(chosen) - batch + 1, batch)]
 
 
 def shares(batches: list[list[int]], parts: int, rank: int, world: int) -> Iterator[list[int]]:
