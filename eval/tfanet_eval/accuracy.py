@@ -223,6 +223,7 @@ def _score(
                 ms=milliseconds,
                 call=loaded.call.number,
                 batch=len(logits),
+                level=expression.level,
                 against=against,
             )
         )

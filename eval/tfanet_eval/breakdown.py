@@ -1,4 +1,4 @@
-"""Figures of parts of the samples: by length of the sentence, size of the object, rivals, position words."""
+"""Figures of parts of the samples: by sentence, object, rivals, position words and level of language."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from tfanet.data.scene import LEVELS
 from tfanet_eval.conventions import Convention
 from tfanet_eval.intervals import resample
 from tfanet_eval.metrics import SegmentationMetrics
@@ -42,9 +43,14 @@ def _position(record: Record) -> str:
     return "with a position word" if spoken else "without a position word"
 
 
-GROUPS: dict[str, Callable[[Record], str]] = {
-    "sentence": _words, "object": _area, "rivals": _rivals, "position": _position,
+def _level(record: Record) -> str | None:
+    return record.level and f"level {record.level}"
+
+
+GROUPS: dict[str, Callable[[Record], str | None]] = {
+    "sentence": _words, "object": _area, "rivals": _rivals, "position": _position, "level": _level,
 }  # fmt: skip
+"""The group that a record is in, or None for records that the question does not suit."""
 
 
 def breakdown(records: Sequence[Record], rules: Convention) -> list[dict[str, Any]]:
@@ -53,7 +59,8 @@ def breakdown(records: Sequence[Record], rules: Convention) -> list[dict[str, An
     for by, name in GROUPS.items():
         parts: dict[str, list[Record]] = {}
         for record in records:
-            parts.setdefault(name(record), []).append(record)
+            if group := name(record):
+                parts.setdefault(group, []).append(record)
         for group, part in sorted(parts.items(), key=lambda item: _order(item[0])):
             metrics = SegmentationMetrics.of(((r.intersection, r.union) for r in part), rules)
             interval = resample(part, rules).interval("mIoU")
@@ -62,6 +69,8 @@ def breakdown(records: Sequence[Record], rules: Convention) -> list[dict[str, An
 
 
 def _order(group: str) -> tuple[int, str]:
-    """`under`, `no` and `without` first, then by the number that a name starts with."""
+    """Levels as in `LEVELS`; else `under`, `no` and `without` first, then by the number of a name's start."""
+    if (level := group.removeprefix("level ")) in LEVELS:
+        return LEVELS.index(level), group
     number = re.match(r"\d+", group)
     return (int(number[0]) if number else (-1 if group.startswith(("under", "no ")) else 0)), group

@@ -63,7 +63,8 @@ def evaluate_engine(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted --results file.")] = False,
     breakdown: Annotated[
-        bool, typer.Option("--breakdown", help="Figures by sentence, object size, rivals, position words.")
+        bool,
+        typer.Option("--breakdown", help="Figures by sentence, object, rivals, position words, level."),
     ] = False,
     gate: Annotated[
         bool, typer.Option("--gate", help="Exit 1, with pictures of the worst pairs, beyond a parity bound.")

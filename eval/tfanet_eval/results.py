@@ -59,12 +59,16 @@ class Record:
     """The number of the engine's call within the split."""
     batch: int
     """Images of that call."""
+    level: str | None = None
+    """Level of language, of synthetic data only."""
     against: Against | None = None
 
     def to_json(self, iou: float) -> str:
         """One line, its `iou` (0..1, in the run's convention) among the fields."""
         fields = dataclasses.asdict(self)
         against = fields.pop("against")
+        if self.level is None:
+            del fields["level"]
         return json.dumps(fields | {"iou": iou} | ({"reference": against} if against else {}))
 
     @classmethod

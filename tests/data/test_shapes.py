@@ -39,7 +39,7 @@ def test_refs_are_what_the_refer_api_reads(root: Path) -> None:
     refs = pickle.loads((root / "refcoco/refs(unc).p").read_bytes())
     assert plain(refs)
     for ref in refs:
-        keys = "ref_id ann_id category_id image_id split file_name sent_ids sentences"
+        keys = "ref_id ann_id category_id image_id split level file_name sent_ids sentences"
         assert set(ref) == set(keys.split())
         assert [sentence["sent_id"] for sentence in ref["sentences"]] == ref["sent_ids"]
         for sentence in ref["sentences"]:
@@ -83,6 +83,7 @@ def test_reader_gives_what_render_pair_gives(root: Path) -> None:
         picture, sentence, mask = render_pair(7, index)
         pair = firsts[image_id]
         assert pair.sentence == sentence
+        assert pair.level == make_sample(7, "val", index).level
         np.testing.assert_array_equal(pairs.image(pair), picture)
         np.testing.assert_array_equal(pairs.mask(pair), mask)
 

@@ -53,6 +53,14 @@ def test_parts_hold_every_sample_once_in_their_order():
         assert sum(row["count"] for row in rows if row["by"] == by) == 3
 
 
+def test_levels_are_a_part_where_there_are_any():
+    levels = ("all", "relations", "attributes", None)
+    rows = breakdown([dataclasses.replace(record(i, 10 * i), level=x) for i, x in enumerate(levels)], RULES)
+    found = {row["group"]: row["mIoU"] for row in rows if row["by"] == "level"}
+    assert list(found.items()) == [("level attributes", 0.2), ("level relations", 0.1), ("level all", 0.0)]
+    assert not [row for row in breakdown([record(0, 10)], RULES) if row["by"] == "level"]
+
+
 def test_two_files_expression_by_expression(written, command):
     first = [record(i, 50 + i % 3) for i in range(40)]
     second = [

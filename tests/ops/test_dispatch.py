@@ -185,7 +185,7 @@ KERNELS = dispatch.GpuKernels(
     ("device", "triton", "library", "said"),
     [
         ("cpu", True, None, "scans vectorised"),
-        ("cpu", True, "_native.so", "scans vectorised, 2-D scans compiled"),
+        ("cpu", True, "_native.so", "scans compiled"),
         ("cuda", False, "_native.so", "scans vectorised"),
         ("cuda", True, None, "scans by mamba_ssm, their gradients by Triton, 2-D scans fused"),
     ],

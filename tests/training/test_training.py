@@ -17,6 +17,7 @@ from torch.utils.data import ConcatDataset, Dataset
 from typer.testing import CliRunner
 
 import tfanet
+from tfanet.checkpoint import save_model
 from tfanet.config import preset
 from tfanet.data.refer import ReferDataset
 from tfanet.data.transforms import TrainingPairs
@@ -236,7 +237,9 @@ def test_command_line(shapes_root, tmp_path):
     result = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert result.exit_code == 0, result.output
     assert "tfanet-eval --engine" in result.output
-    assert re.match(r"on (cpu, scans vectorised|cuda, scans by \w+, )", result.output.splitlines()[1])
+    assert re.match(
+        r"on (cpu, scans (vectorised|compiled)|cuda, scans by \w+, )", result.output.splitlines()[1]
+    )
     assert tfanet.load_model(tmp_path / "run" / "model.safetensors").config == preset("tiny")
     with pytest.raises(UserError, match="holds a run already"):
         CliRunner().invoke(app, arguments, catch_exceptions=False)
@@ -254,6 +257,30 @@ def test_command_line_of_another_size_and_variant(shapes_root, tmp_path):
     trained = tfanet.load_model(tmp_path / "run" / "model.safetensors").config
     assert trained == preset("tiny", image_size=64, variant="b")
     assert trained.alignment == "none"
+
+
+def test_command_line_begins_with_given_weights(shapes_root, tmp_path):
+    start = tmp_path / "start.safetensors"
+    save_model(tfanet.build_model("tiny", variant="b"), start, dtype=torch.float16)
+    arguments = ["--data", str(shapes_root), "--out", str(tmp_path / "run"), "--epochs", "1", "--batch", "4"]
+    arguments += [
+        "--limit",
+        "4",
+        "--validate",
+        "4",
+        "--image-size",
+        "32",
+        "--rate",
+        "0",
+        "--start",
+        str(start),
+    ]
+    CliRunner().invoke(app, [*arguments, "--variant", "b"], catch_exceptions=False)
+    begun = dict(tfanet.load_model(start).named_parameters())
+    for name, parameter in tfanet.load_model(tmp_path / "run" / "model.safetensors").named_parameters():
+        assert torch.equal(parameter, begun[name]), name
+    with pytest.raises(UserError, match=r"start.safetensors is a model of other sizes"):
+        CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "other")], catch_exceptions=False)
 
 
 def test_command_line_trains_one_sentence_of_a_reference_and_needs_pictures(shapes_root, tmp_path):

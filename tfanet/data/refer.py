@@ -44,6 +44,8 @@ class Expression:
     height: int
     width: int
     category: str
+    level: str | None = None
+    """Level of language of a synthetic set (`tfanet.data.scene.LEVELS`); no other data set has one."""
 
 
 @dataclass(frozen=True)
@@ -288,6 +290,7 @@ def _expressions(ref: dict[str, Any], files: ReferFiles) -> Iterator[Expression]
             height=image["height"],
             width=image["width"],
             category=files.categories.get(annotation["category_id"], "unknown"),
+            level=ref.get("level"),
         )
 
 

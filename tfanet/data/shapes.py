@@ -46,8 +46,9 @@ class Referred:
 
 @dataclass(frozen=True)
 class Sample:
-    """One picture of the data set before it is written: scene, JPEG bytes, and the objects spoken of."""
+    """One picture before it is written: level of language, scene, JPEG bytes, the objects spoken of."""
 
+    level: str
     scene: Scene
     picture: bytes
     referred: tuple[Referred, ...]
@@ -79,7 +80,7 @@ def make_sample(seed: int, split: str, index: int, levels: Sequence[str] = DEFAU
         if told:
             referred.append(Referred(int(other), tuple(told)))
             break
-    return Sample(scene, jpeg(draw_scene(rng, scene)), tuple(referred))
+    return Sample(level, scene, jpeg(draw_scene(rng, scene)), tuple(referred))
 
 
 def _speakable_scene(
@@ -207,7 +208,7 @@ def _write(root: Path, dataset: str, levels: Sequence[str], counts: dict[str, in
         images.append({"id": image_id, "file_name": name, **size})
         things = enumerate(sample.scene.things)
         annotations += [_annotation(thing, image_id, place) for place, thing in things]
-        refs += [_ref(sample.scene, referred, image_id, split) for referred in sample.referred]
+        refs += [_ref(sample, referred, image_id, split) for referred in sample.referred]
     categories = [
         {"id": number, "name": shape, "supercategory": "shape"} for number, shape in enumerate(SHAPES, 1)
     ]
@@ -237,7 +238,7 @@ def _annotation(thing: Thing, image_id: int, place: int) -> dict[str, Any]:
     }
 
 
-def _ref(scene: Scene, referred: Referred, image_id: int, split: str) -> dict[str, Any]:
+def _ref(sample: Sample, referred: Referred, image_id: int, split: str) -> dict[str, Any]:
     ann_id = image_id * 10 + referred.index
     sentences = [
         {"raw": sentence, "sent": sentence, "sent_id": ann_id * 10 + number, "tokens": sentence.split()}
@@ -246,9 +247,10 @@ def _ref(scene: Scene, referred: Referred, image_id: int, split: str) -> dict[st
     return {
         "ref_id": ann_id,
         "ann_id": ann_id,
-        "category_id": SHAPES.index(scene.things[referred.index].kind.shape) + 1,
+        "category_id": SHAPES.index(sample.scene.things[referred.index].kind.shape) + 1,
         "image_id": image_id,
         "split": split,
+        "level": sample.level,
         "file_name": f"COCO_train2014_{image_id:012d}_{ann_id}.jpg",
         "sent_ids": [sentence["sent_id"] for sentence in sentences],
         "sentences": sentences,

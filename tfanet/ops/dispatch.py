@@ -55,7 +55,7 @@ def has_triton() -> bool:
 def scans_by(device_type: str) -> str:
     """What computes the scans on `cpu` or `cuda`, for people."""
     if device_type != "cuda" or not has_triton():
-        return "scans vectorised, 2-D scans compiled" if _compiled(device_type) else "scans vectorised"
+        return "scans compiled" if _compiled(device_type) else "scans vectorised"
     chosen = gpu_kernels(device_type)
     return (
         f"scans by {chosen.scan.name}, their gradients by {chosen.gradients.name}, "

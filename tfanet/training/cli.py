@@ -47,6 +47,9 @@ def train(
     token_length: Annotated[
         int | None, _option("Tokens a sentence [paper: 17; 22 for refcocog].", _MODEL)
     ] = None,
+    start: Annotated[
+        Path | None, _option("Checkpoint of a TFANet of these sizes whose weights to begin with.", _MODEL)
+    ] = None,
     vmamba_weights: Annotated[
         Path | None, _option("Official VMamba classification checkpoint to start from.", _MODEL)
     ] = None,
@@ -169,6 +172,7 @@ def train(
 
     import torch
 
+    from tfanet.checkpoint import load_model
     from tfanet.data.check import require_pictures
     from tfanet.data.refer import ReferDataset, ReferFiles
     from tfanet.data.shapes import DEFAULT_ROOT, ensure_shapes
@@ -181,6 +185,11 @@ def train(
     torch.manual_seed(seed)
     model = TFANet(config)
     if not saved:
+        if start:
+            begun, own = load_model(start).state_dict(), model.state_dict()
+            if begun.keys() != own.keys() or any(begun[name].shape != own[name].shape for name in own):
+                raise UserError(f"{start} is a model of other sizes; give the options that it was made with")
+            model.load_state_dict(begun)
         if vmamba_weights:
             model.vmamba.load_official(vmamba_weights)
         if clip_weights:

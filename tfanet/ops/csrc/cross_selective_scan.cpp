@@ -43,6 +43,13 @@ namespace avx2 {
 #include "cross_selective_scan_part.inc"
 }  // namespace avx2
 #pragma GCC pop_options
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx2,fma")
+namespace avx512 {
+#define VECTOR 16
+#include "cross_selective_scan_part.inc"
+}  // namespace avx512
+#pragma GCC pop_options
 #endif
 
 using RunTile = void (*)(const Direction&, const float* const*, int, int64_t, int64_t, Tile&,
@@ -50,6 +57,7 @@ using RunTile = void (*)(const Direction&, const float* const*, int, int64_t, in
 
 RunTile tile_for_this_processor() {
 #ifdef TFANET_AVX2
+  if (has_avx512()) return avx512::run_tile;
   if (has_avx2()) return avx2::run_tile;
 #endif
   return baseline::run_tile;

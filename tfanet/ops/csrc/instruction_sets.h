@@ -1,5 +1,5 @@
-// The instruction sets that a kernel is compiled for. `TFANET_AVX2` says that there are two; code between
-// TFANET_FOR_AVX2 and TFANET_END_AVX2 is compiled for AVX2 and FMA.
+// The instruction sets that a kernel is compiled for: the compiler's own, and where `TFANET_AVX2` is defined
+// AVX2 with FMA and AVX-512 besides.
 
 #pragma once
 
@@ -14,6 +14,14 @@ namespace tfanet {
 inline bool has_avx2() {
 #ifdef TFANET_AVX2
   return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#else
+  return false;
+#endif
+}
+
+inline bool has_avx512() {
+#ifdef TFANET_AVX2
+  return has_avx2() && __builtin_cpu_supports("avx512f");
 #else
   return false;
 #endif

@@ -69,6 +69,13 @@ namespace avx2 {
 #include "scan_part.inc"
 }  // namespace avx2
 #pragma GCC pop_options
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx2,fma")
+namespace avx512 {
+#define VECTOR 16
+#include "scan_part.inc"
+}  // namespace avx512
+#pragma GCC pop_options
 #endif
 
 Block block_of(const Scan& scan, int64_t sequence, int64_t first) {
@@ -97,7 +104,7 @@ extern "C" __attribute__((visibility("default"))) int tfanet_scan(
                   {u, u_sequence, u_row}, {}, A, B, C};
   const int64_t blocks = (channels + LANES - 1) / LANES;
 #ifdef TFANET_AVX2
-  const auto run = has_avx2() ? avx2::scan_block : baseline::scan_block;
+  const auto run = has_avx512() ? avx512::scan_block : has_avx2() ? avx2::scan_block : baseline::scan_block;
 #else
   const auto run = baseline::scan_block;
 #endif
@@ -116,7 +123,7 @@ extern "C" __attribute__((visibility("default"))) int tfanet_scan_gradients(
   const Scan scan{batch, length, channels, states, reverse != 0, {raw, raw_sequence, raw_row},
                   {u, u_sequence, u_row}, {dout, dout_sequence, dout_row}, A, B, C};
 #ifdef TFANET_AVX2
-  const auto run = has_avx2() ? avx2::gradient_block : baseline::gradient_block;
+  const auto run = has_avx512() ? avx512::gradient_block : has_avx2() ? avx2::gradient_block : baseline::gradient_block;
 #else
   const auto run = baseline::gradient_block;
 #endif
