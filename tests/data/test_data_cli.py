@@ -49,6 +49,17 @@ def test_check_tells_and_exits_by_what_it_found(
     assert report["findings"][0]["kind"] == "files missing or damaged"
 
 
+def test_pack_names_the_training_that_reads_it(
+    shapes_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "packed"
+    assert call(monkeypatch, "pack", shapes_root, out, "--image-size", 64) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        f"{out}: 30 pictures and 60 masks of 64 x 64",
+        f"next: tfanet-train --data {shapes_root} --dataset refcoco --image-size 64 --cache {out}",
+    ]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -56,6 +67,7 @@ def test_check_tells_and_exits_by_what_it_found(
         pytest.param(["make", "set", "--dataset", "coco"], "unknown data set 'coco'", id="data set"),
         pytest.param(["make", "set", "--train", "0", "--val", "0"], "not all 0", id="nothing to make"),
         pytest.param(["show", "nowhere"], "nowhere/refcoco does not exist", id="no data"),
+        pytest.param(["pack", "nowhere", "out"], "nowhere/refcoco does not exist", id="nothing to pack"),
         pytest.param(["check", "nowhere"], "nowhere is not a folder", id="no folder"),
         pytest.param(["check", ".", "--dataset", "coco"], "unknown data set 'coco'", id="set to check"),
         pytest.param(["show", "nowhere", "-o", "sheet.txt"], "must end in .png, .jpg", id="sheet name"),

@@ -19,7 +19,8 @@ from typer.testing import CliRunner
 import tfanet
 from tfanet.checkpoint import save_model
 from tfanet.config import preset
-from tfanet.data.refer import ReferDataset
+from tfanet.data.packed import pack
+from tfanet.data.refer import ReferDataset, ReferFiles
 from tfanet.data.transforms import TrainingPairs
 from tfanet.errors import UserError, VerificationError
 from tfanet.training.cli import app
@@ -283,7 +284,7 @@ def test_command_line_begins_with_given_weights(shapes_root, tmp_path):
         CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "other")], catch_exceptions=False)
 
 
-def test_command_line_trains_one_sentence_of_a_reference_and_needs_pictures(shapes_root, tmp_path):
+def test_command_line_trains_one_sentence_a_reference_from_pictures_or_a_cache(shapes_root, tmp_path):
     root, out = tmp_path / "set", tmp_path / "run"
     shutil.copytree(shapes_root, root)
     references = len({pair.ref_id for pair in ReferDataset(root, "refcoco", "train")})
@@ -292,6 +293,16 @@ def test_command_line_trains_one_sentence_of_a_reference_and_needs_pictures(shap
     result = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert result.exit_code == 0, result.output
     assert len(losses(out)) == references // 4
+    cached = ["--cache", str(tmp_path / "packed"), "--out", str(tmp_path / "cached")]
+    pack(ReferFiles.load(root), 32, tmp_path / "packed")
+    result = CliRunner().invoke(app, [*arguments, *cached], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    assert losses(tmp_path / "cached") == losses(out)
+    with pytest.raises(UserError, match="pictures of 32 x 32, not 64; make one: tfanet-data pack"):
+        CliRunner().invoke(
+            app, [*arguments, *cached, "--out", str(tmp_path / "two"), "--image-size", "64"],
+            catch_exceptions=False,
+        )  # fmt: skip
     ReferDataset(root, "refcoco", "testA")[0].image_path.unlink()
     with pytest.raises(UserError, match=r"pictures are missing: testA \(1, of \d expressions\)"):
         CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "two")], catch_exceptions=False)

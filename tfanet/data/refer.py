@@ -120,14 +120,14 @@ class ReferDataset:
         self._choose(ReferFiles.load(root, dataset, split_by), split)
 
     @classmethod
-    def of(cls, files: ReferFiles, split: str) -> ReferDataset:
-        """A split of files that are read already."""
+    def of(cls, files: ReferFiles, split: str | None) -> ReferDataset:
+        """A split of files that are read already; every reference of theirs where None."""
         dataset = cls.__new__(cls)
         dataset._choose(files, split)
         return dataset
 
-    def _choose(self, files: ReferFiles, split: str) -> None:
-        self.dataset, self.split = files.dataset, split
+    def _choose(self, files: ReferFiles, split: str | None) -> None:
+        self.dataset, self.split = files.dataset, split or "all"
         self.image_folder, self._instances_path = files.image_folder, files.instances_path
         chosen = [ref for ref in files.refs if _in_split(ref["split"], split)]
         if not chosen:
@@ -204,11 +204,11 @@ def _find_files(root: Path, dataset: str, split_by: str | None) -> tuple[Path, P
     return refs_path, require_file(folder / "instances.json", "instances file"), image_folder
 
 
-def _in_split(name: str, split: str) -> bool:
+def _in_split(name: str, split: str | None) -> bool:
     """REFER's rule: testA takes every test split with an A in its name, `test` every test split."""
     if split in ("testA", "testB", "testC"):
         return name.startswith("test") and split[-1] in name[4:]
-    return name.startswith("test") if split == "test" else name == split
+    return name.startswith("test") if split == "test" else split in (name, None)
 
 
 class _PlainUnpickler(pickle.Unpickler):

@@ -14,7 +14,8 @@ from tfanet.data.images import logits_to_size, open_image, resize_image, resize_
 from tfanet.data.tokens import token_rows
 
 if TYPE_CHECKING:
-    from tfanet.data.refer import ReferDataset
+    from tfanet.data.packed import PackedPictures
+    from tfanet.data.refer import Expression, ReferDataset
 
 __all__ = ["TrainingPairs", "logits_to_size", "open_image", "resize_image", "resize_mask", "tokenize"]
 
@@ -40,16 +41,22 @@ class TrainingPairs(Dataset):
     """The samples of a `ReferDataset` as tensors of the model's size; picklable, for loader workers.
 
     Item i is a dictionary: `image` uint8 `[S, S, 3]` RGB, `tokens` int64 `[L]`, `mask` uint8 `[S, S]` in
-    {0, 1}. With `limit` only the first so many expressions are samples.
+    {0, 1}. With `limit` only the first so many expressions are samples. `packed` holds pictures and masks of
+    this size; what it lacks is decoded.
 
-    The last picture and the last mask are kept: the sentences of one object follow one another, and in order,
-    as validation goes through them, each picture is decoded once.
+    The last picture decoded and the last mask are kept: the sentences of one object follow one another, so
+    validation, which takes them in order, decodes each picture once.
     """
 
     def __init__(
-        self, source: ReferDataset, image_size: int, token_length: int, limit: int | None = None
+        self,
+        source: ReferDataset,
+        image_size: int,
+        token_length: int,
+        limit: int | None = None,
+        packed: PackedPictures | None = None,
     ) -> None:
-        self.source = source
+        self.source, self.packed = source, packed
         self.image_size = image_size
         self.expressions = list(source)[:limit]
         self.tokens = torch.from_numpy(tokenize([pair.sentence for pair in self.expressions], token_length))
@@ -61,15 +68,27 @@ class TrainingPairs(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         pair = self.expressions[index]
+        return {
+            "image": torch.from_numpy(self._picture(pair)),
+            "tokens": self.tokens[index],
+            "mask": torch.from_numpy(self._object(pair)),
+        }
+
+    def _picture(self, pair: Expression) -> np.ndarray:
+        found = self.packed.image(pair.image_id) if self.packed else None
+        if found is not None:
+            return found
         if self._image is None or self._image[0] != pair.image_id:
             self._image = pair.image_id, resize_image(self.source.image(pair), self.image_size)
+        return self._image[1].copy()
+
+    def _object(self, pair: Expression) -> np.ndarray:
+        found = self.packed.mask(pair.ann_id) if self.packed else None
+        if found is not None:
+            return found
         if self._mask is None or self._mask[0] != pair.ann_id:
             self._mask = pair.ann_id, resize_mask(self.source.mask(pair), self.image_size)
-        return {
-            "image": torch.from_numpy(self._image[1].copy()),
-            "tokens": self.tokens[index],
-            "mask": torch.from_numpy(self._mask[1].copy()),
-        }
+        return self._mask[1].copy()
 
     @property
     def references(self) -> list[list[int]]:

@@ -61,6 +61,9 @@ def train(
     ] = None,
     data: Annotated[Path | None, _option("REFER folder; the synthetic one is made if absent.", _DATA)] = None,
     dataset: Annotated[str | None, _option("refcoco, refcoco+ or refcocog [the recipe's].", _DATA)] = None,
+    cache: Annotated[
+        Path | None, _option("Folder of tfanet-data pack: nothing is decoded while it trains.", _DATA)
+    ] = None,
     limit: Annotated[int | None, _option("Train on the first N expressions only.", _DATA, min=1)] = None,
     sentences: Annotated[
         str | None, _option("Of each reference an epoch: one, drawn anew [one], or all [tiny].", _DATA)
@@ -174,6 +177,7 @@ def train(
 
     from tfanet.checkpoint import load_model
     from tfanet.data.check import require_pictures
+    from tfanet.data.packed import PackedPictures
     from tfanet.data.refer import ReferDataset, ReferFiles
     from tfanet.data.shapes import DEFAULT_ROOT, ensure_shapes
     from tfanet.data.transforms import TrainingPairs
@@ -201,9 +205,10 @@ def train(
     names = ("val", "test") if dataset == "refcocog" else ("val", "testA", "testB")
     used: dict[str, TrainingPairs] = {}
     files = ReferFiles.load(data, dataset)
+    packed = PackedPictures(cache, files, config.image_size) if cache else None
     for split, count in {"train": limit, **dict.fromkeys(names, measured)}.items():
         source = ReferDataset.of(files, split)
-        used[split] = TrainingPairs(source, config.image_size, config.token_length, count)
+        used[split] = TrainingPairs(source, config.image_size, config.token_length, count, packed)
     del files  # it holds every annotation, most of which no expression speaks of
     training, splits = used["train"], {name: used[name] for name in names}
     tokens = training.tokens.numpy()

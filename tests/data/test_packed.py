@@ -1,0 +1,213 @@
+"""A packed data set gives the numbers that decoding gives, and is refused where it is not of this data."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+from collections import namedtuple
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from tfanet.data import packed
+from tfanet.data.packed import PackedPictures, pack
+from tfanet.data.refer import ReferDataset, ReferFiles
+from tfanet.data.transforms import TrainingPairs
+from tfanet.errors import UserError
+
+SIZE = 90
+"""Its square is no multiple of 8, so that a mask ends within a byte."""
+SPLITS = ("train", "val", "testA", "testB")
+
+
+@pytest.fixture(scope="module")
+def files(shapes_root: Path) -> ReferFiles:
+    return ReferFiles.load(shapes_root)
+
+
+@pytest.fixture(scope="module")
+def folder(files: ReferFiles, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("packed") / "set"
+    assert pack(files, SIZE, out) == (30, 60)
+    return out
+
+
+@pytest.mark.parametrize(("splits", "workers"), [(SPLITS, 0), (("val",), 2)])
+def test_the_tensors_are_those_of_the_plain_path(
+    files: ReferFiles, folder: Path, splits: tuple[str, ...], workers: int
+) -> None:
+    for split in splits:
+        source = ReferDataset.of(files, split)
+        order = np.random.default_rng(0).permutation(len(source)).tolist()
+        loaders = [
+            DataLoader(
+                TrainingPairs(source, SIZE, 17, packed=found),
+                batch_size=5,
+                sampler=order,
+                num_workers=workers,
+            )
+            for found in (None, pickle.loads(pickle.dumps(PackedPictures(folder, files, SIZE))))
+        ]
+        for plain, quick in zip(*loaders, strict=True):
+            assert plain.keys() == quick.keys()
+            for name, tensor in plain.items():
+                assert torch.equal(tensor, quick[name]), name
+
+
+def test_items_are_copies_and_nothing_is_decoded(
+    files: ReferFiles, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs = TrainingPairs(ReferDataset.of(files, "val"), SIZE, 17, packed=PackedPictures(folder, files, SIZE))
+    monkeypatch.setattr(ReferDataset, "image", None)
+    monkeypatch.setattr(ReferDataset, "mask", None)
+    first = pairs[0]
+    kept = {name: tensor.clone() for name, tensor in first.items()}
+    first["image"].zero_()
+    first["mask"].zero_()
+    assert all(torch.equal(tensor, kept[name]) for name, tensor in pairs[0].items())
+
+
+def test_workers_get_no_copy_of_the_files(files: ReferFiles, folder: Path) -> None:
+    found = PackedPictures(folder, files, SIZE)
+    assert len(pickle.dumps(found)) < 10_000 < (folder / "images.bin").stat().st_size
+
+
+def own_copy(shapes_root: Path, tmp_path: Path) -> Path:
+    shutil.copytree(shapes_root, tmp_path / "own")
+    return tmp_path / "own"
+
+
+def test_what_cannot_be_read_is_left_out_and_decoded(
+    shapes_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = own_copy(shapes_root, tmp_path)
+    pair = ReferDataset(root, split="val")[0]
+    pair.image_path.write_bytes(pair.image_path.read_bytes()[:999])
+    files = ReferFiles.load(root)
+    assert pack(files, SIZE, tmp_path / "packed") == (29, 60)
+    assert f"left out: image {pair.image_path} is damaged" in capsys.readouterr().err
+    pairs = TrainingPairs(
+        ReferDataset.of(files, "val"), SIZE, 17, packed=PackedPictures(tmp_path / "packed", files, SIZE)
+    )
+    with pytest.raises(UserError, match="is damaged or cannot be read"):
+        pairs[0]
+    assert pairs[len(pairs) - 1]["image"].shape == (SIZE, SIZE, 3)
+
+
+def replace_picture(root: Path, folder: Path) -> None:
+    path = ReferDataset(root, split="val")[0].image_path
+    Image.new("RGB", (9, 9)).save(path)
+
+
+def other_decoder(root: Path, folder: Path) -> None:
+    """Another picture of the same size in bytes, as if the decoder had changed."""
+    paths = sorted((root / "images/mscoco/images/train2014").iterdir())
+    content = paths[0].read_bytes()
+    paths[0].write_bytes(content[:-400] + bytes(398) + content[-2:])
+
+
+def sentence(root: Path, folder: Path) -> None:
+    path = root / "refcoco/refs(unc).p"
+    refs = pickle.loads(path.read_bytes())
+    refs[0]["sentences"][0]["sent"] = "other"
+    path.write_bytes(pickle.dumps(refs))
+
+
+def cut(root: Path, folder: Path) -> None:
+    content = (folder / "masks.bin").read_bytes()
+    (folder / "masks.bin").write_bytes(content[:-1])
+
+
+def no_index(root: Path, folder: Path) -> None:
+    (folder / "index.json").unlink()
+
+
+def no_pictures(root: Path, folder: Path) -> None:
+    (folder / "images.bin").unlink()
+
+
+def half_index(root: Path, folder: Path) -> None:
+    (folder / "index.json").write_text((folder / "index.json").read_text()[:300])
+
+
+def index_with(**fields: object) -> Callable[[Path, Path], None]:
+    def damage(root: Path, folder: Path) -> None:
+        index = json.loads((folder / "index.json").read_text())
+        (folder / "index.json").write_text(json.dumps({**index, **fields}))
+
+    return damage
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        pytest.param(replace_picture, "was made from other data than", id="picture"),
+        pytest.param(sentence, "was made from other data than", id="sentence"),
+        pytest.param(other_decoder, "gives other pixels than", id="decoder"),
+        pytest.param(cut, r"masks.bin has \d+ bytes instead of \d+", id="cut"),
+        pytest.param(no_index, "holds no packed data set", id="no index"),
+        pytest.param(no_pictures, r"images.bin has 0 bytes", id="no pictures"),
+        pytest.param(half_index, r"index.json is damaged", id="half index"),
+        pytest.param(index_with(images=[1]), r"index.json is damaged", id="odd index"),
+        pytest.param(index_with(version=0), "packed by another version", id="version"),
+        pytest.param(index_with(image_size=64), "pictures of 64 x 64, not 90", id="size"),
+    ],
+)
+def test_refusals(
+    shapes_root: Path, folder: Path, tmp_path: Path, damage: Callable[[Path, Path], None], message: str
+) -> None:
+    root, mine = own_copy(shapes_root, tmp_path), tmp_path / "packed"
+    shutil.copytree(folder, mine)
+    PackedPictures(mine, ReferFiles.load(root), SIZE)
+    damage(root, mine)
+    again = f"tfanet-data pack {root} NEW_FOLDER --dataset refcoco --image-size {SIZE}"
+    with pytest.raises(UserError, match=message) as refused:
+        PackedPictures(mine, ReferFiles.load(root), SIZE)
+    assert again in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["images.bin", "masks.bin"])
+def test_a_flipped_bit_is_found_when_its_entry_is_read(
+    files: ReferFiles, folder: Path, tmp_path: Path, name: str
+) -> None:
+    mine = tmp_path / "packed"
+    shutil.copytree(folder, mine)
+    content = bytearray((mine / name).read_bytes())
+    pairs = list(ReferDataset.of(files, None))
+    ids = list(dict.fromkeys(pair.image_id if name == "images.bin" else pair.ann_id for pair in pairs))
+    content[len(content) // len(ids) + 5] ^= 4
+    (mine / name).write_bytes(content)
+    found = PackedPictures(mine, files, SIZE)
+    read = found.image if name == "images.bin" else found.mask
+    with pytest.raises(UserError, match=f"{ids[1]} in .* is damaged; make one"):
+        read(ids[1])
+    for number in ids[2:]:
+        assert read(number) is not None
+
+
+def test_a_failed_packing_leaves_nothing(
+    files: ReferFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = namedtuple("usage", "free")
+    monkeypatch.setattr(packed.shutil, "disk_usage", lambda path: usage(1000))
+    with pytest.raises(UserError, match=r"needs 0.0 GB, the disk has 0.0 GB left"):
+        pack(files, SIZE, tmp_path / "out")
+    monkeypatch.undo()
+
+    def interrupt(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(packed, "write_json", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        pack(files, SIZE, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/file").touch()
+    with pytest.raises(UserError, match="is not empty"):
+        pack(files, SIZE, tmp_path / "out")
