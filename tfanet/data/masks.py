@@ -33,7 +33,7 @@ def segmentation_area(segmentation: Any, height: int, width: int) -> int:
         from pycocotools import mask
 
         coco: Any = mask
-        return int(coco.area(coco.merge(_polygon_runs(segmentation, height, width))))
+        return int(coco.area(_polygon_runs(segmentation, height, width)))
     return int(segmentation_to_mask(segmentation, height, width).sum())
 
 
@@ -53,12 +53,11 @@ def polygons_to_mask(polygons: list[list[float]], height: int, width: int) -> np
     from pycocotools import mask
 
     coco: Any = mask
-    parts = coco.decode(_polygon_runs(polygons, height, width))
-    return np.ascontiguousarray(parts.any(axis=2), dtype=np.uint8)
+    return np.ascontiguousarray(coco.decode(_polygon_runs(polygons, height, width)), dtype=np.uint8)
 
 
 def _polygon_runs(polygons: list[list[float]], height: int, width: int) -> Any:
-    """pycocotools' RLE of each polygon that has an area."""
+    """pycocotools' RLE of the union of all polygons that have an area."""
     from pycocotools import mask
 
     # pycocotools' own type stubs know only a part of what it accepts.
@@ -72,7 +71,7 @@ def _polygon_runs(polygons: list[list[float]], height: int, width: int) -> Any:
     if wrong:
         value = f"{wrong[0]!r:.60}"
         raise UserError(f"the segmentation's polygons hold {value}, no number from -{limit} to {limit}")
-    return coco.frPyObjects(whole, height, width)
+    return coco.merge(coco.frPyObjects(whole, height, width))
 
 
 def _lists_only(parts: Any) -> bool:
