@@ -34,8 +34,7 @@ def run(app: Callable[[], None]) -> None:
     2 for `UserError`, 1 for `VerificationError`; Typer itself gives 130 for Ctrl-C. Anything else is a bug
     and keeps its traceback.
     """
-    if not os.environ.get("TFANET_DEBUG"):
-        _quiet_libraries()
+    quiet_libraries()
     try:
         app()
     except UserError as error:
@@ -52,8 +51,10 @@ def _fail(message: str, code: int) -> None:
     sys.exit(code)
 
 
-def _quiet_libraries() -> None:
+def quiet_libraries() -> None:
     """Keep third-party chatter off the terminal; set TFANET_DEBUG=1 to see it."""
+    if os.environ.get("TFANET_DEBUG"):
+        return
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)

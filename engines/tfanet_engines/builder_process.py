@@ -53,7 +53,7 @@ def run(request: Request, plan: Path, progress: Progress) -> tuple[Built, int]:
         finally:
             child.wait()
         if answer is None:
-            raise VerificationError(f"the builder's process {_end(child.returncode)}{_tail(noise)}")
+            raise VerificationError(f"the builder's process {how_it_ended(child.returncode)}{_tail(noise)}")
     if "error" in answer:
         raise ERRORS[answer["error"]](answer["message"])
     return built_of(answer["built"]), answer["peak_memory"]
@@ -83,7 +83,8 @@ def _request_values(request: Request) -> dict[str, Any]:
     return dataclasses.asdict(request) | {"onnx": str(request.onnx)}
 
 
-def _end(code: int) -> str:
+def how_it_ended(code: int) -> str:
+    """What to say of a process that should have answered; a negative `code` is a signal's number."""
     if code >= 0:
         return f"ended with exit code {code} and without a word"
     name = signal.Signals(-code).name

@@ -59,6 +59,15 @@ class Evaluation:
             raise ValueError("the two evaluations are in different conventions")
         return Evaluation(self.records + other.records, self.convention, self.cost + other.cost)
 
+    def beside(self, other: Evaluation) -> Evaluation:
+        """The evaluation of two shares of the same calls, measured at the same time, in the data's order.
+
+        Raises as `+`.
+        """
+        both = {record.index: record for record in (self + other).records}
+        cost = self.cost.beside(other.cost)
+        return Evaluation(tuple(both[index] for index in sorted(both)), self.convention, cost)
+
     @functools.cached_property
     def metrics(self) -> SegmentationMetrics:
         return SegmentationMetrics.of(((r.intersection, r.union) for r in self.records), self.convention)
@@ -121,8 +130,9 @@ def evaluate(
     falls, one that only looks does not. `progress` is the label of a progress bar; None shows none.
 
     Calls whose records are in `done` are not made again. `sink` gets the records of each call as it ends.
-    `part` (k, n) makes calls k, k + n, k + 2n and so on alone. With `overlap` threads load the next pictures
-    and count the last masks while the engine runs; without, the engine has the machine to itself.
+    `part` (k, n) makes the k-th of n equal shares, in a row, of the calls that are not done, and no other.
+    With `overlap` threads load the next pictures and count the last masks while the engine runs; without,
+    the engine has the machine to itself.
 
     Raises `VerificationError` when a model gives logits that are not finite, `UserError` for what the data
     set or the engine rejects, and for a data set without samples.
@@ -134,11 +144,13 @@ def evaluate(
         raise UserError(f"split {dataset.split} has no expression to evaluate")
     batch = min(batch, len(expressions))
     records = {record.index: record for record in done}
+    share, shares = part
     calls = [
         Call(number, range(start, min(start + batch, len(expressions))))
         for number, start in enumerate(range(0, len(expressions), batch))
-        if number % part[1] == part[0] and start not in records
+        if start not in records
     ]
+    calls = calls[share * len(calls) // shares : (share + 1) * len(calls) // shares]
     tokens = _tokens(dataset, places, engine.config.token_length, shuffle_sentences)
     loading, scoring = Thread[Loaded](beside=overlap), Thread[list[Record]](beside=overlap)
     loader = Loader(dataset, expressions, engine.config.image_size)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from multiprocessing.connection import Connection
 from typing import Any
 
 from tfanet.errors import UserError, VerificationError
+from tfanet_eval.children import Heard, in_children
 from tfanet_eval.runs import Request
 
 OK = "ok"
@@ -101,23 +100,14 @@ def _sum(found: Mapping[str, Any]) -> Any:
     return functools.reduce(operator.add, found.values())
 
 
-def _in_child(work: Callable[[Request], tuple[str, dict[str, Any]]], request: Request) -> tuple[str, dict]:
+def _in_child(work: Callable[[Request], tuple[str, dict]], request: Request) -> tuple[str, dict]:
     """What `work` gives in a fresh process; a failure is a status."""
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe(duplex=False)
-    child = context.Process(target=_child, args=(work, request, theirs))
-    child.start()
-    theirs.close()
     try:
-        answer = ours.recv()
-    except EOFError:
-        answer = None
-    child.join()
-    return answer or (f"failed: its process ended with exit code {child.exitcode}", {})
-
-
-def _child(work: Callable[[Request], tuple[str, dict]], request: Request, answer: Connection) -> None:
-    try:
-        answer.send(work(request))
+        return in_children(_unheard, [(work, request)])[0]
     except (UserError, VerificationError) as error:
-        answer.send((f"failed: {error}", {}))
+        return f"failed: {error}", {}
+
+
+def _unheard(job: tuple[Callable[[Request], tuple[str, dict]], Request], heard: Heard) -> tuple[str, dict]:
+    work, request = job
+    return work(request)

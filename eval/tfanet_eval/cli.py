@@ -62,6 +62,9 @@ def evaluate_engine(
         Path | None, typer.Option(help="Write every expression's figures here, as JSON lines.")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted --results file.")] = False,
+    workers: Annotated[
+        int, typer.Option(min=1, help="Processes that divide the expressions, and the cores, among them.")
+    ] = 1,
     breakdown: Annotated[
         bool,
         typer.Option("--breakdown", help="Figures by sentence, object, rivals, position words, level."),
@@ -82,7 +85,13 @@ def evaluate_engine(
     from tfanet.errors import UserError
     from tfanet.files import require_writable, write_json
     from tfanet.pictures import require_picture
+    from tfanet_eval import parallel
 
+    rank = parallel.rank()
+    if rank:
+        return parallel.follow()
+    if rank is not None and workers > 1:
+        raise UserError("torchrun has started processes that divide the expressions; leave --workers out")
     if json_file is not None:
         require_writable(json_file)
     if sheet is not None:
@@ -110,8 +119,13 @@ def evaluate_engine(
         engine, against, data or ensure_shapes(), dataset, tuple(dict.fromkeys(split or ["val"])), image_size,
         limit, batch, shuffle_sentences, convention, trust,
     )  # fmt: skip
-    found = run_splits(request, results=results, resume=resume)
-    _print(found, _title(request), with_parity=against is not None)
+    if rank is not None:
+        found = parallel.run_in_ranks(request, results=results, resume=resume)
+    elif workers > 1:
+        found = parallel.run_in_workers(request, workers, results=results, resume=resume)
+    else:
+        found = run_splits(request, results=results, resume=resume)
+    _print(found, _title(request, found), with_parity=against is not None)
     _print_intervals(found)
     if breakdown:
         _print_breakdown(found)
@@ -140,12 +154,18 @@ def evaluate_engine(
     say(f'next: tfanet-predict IMAGE "TEXT" --engine {engine}')
 
 
-def _title(request: Request) -> str:
+def _title(request: Request, found: dict[str, Evaluation]) -> str:
     sizes = {"480": "masks at 480 x 480", "original": "masks at the pictures' own size"}
     notes = [sizes.get(request.convention, f"counted as {request.convention} does") + ", in percent"]
     notes += [f"calls of {request.batch} images"] if request.batch > 1 else []
+    processes = _processes(found)
+    notes += [f"times with {processes} processes at once"] if processes > 1 else []
     notes += ["sentences SHUFFLED among pictures"] if request.shuffled else []
     return f"{request.engine.name} on {request.dataset}: {', '.join(notes)}"
+
+
+def _processes(found: dict[str, Evaluation]) -> int:
+    return max(evaluation.cost.processes for evaluation in found.values())
 
 
 def _print(found: dict[str, Evaluation], title: str, *, with_parity: bool) -> None:
@@ -206,6 +226,7 @@ def _summary(request: Request, found: dict[str, Evaluation]) -> dict[str, object
         "dataset": request.dataset,
         "convention": request.convention,
         "shuffled_sentences": request.shuffled,
+        "processes": _processes(found),
         "splits": {name: evaluation.to_dict() for name, evaluation in found.items()},
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 
@@ -20,6 +21,8 @@ class Cost:
     """Resizing logits, counting pixels, comparing logits."""
     samples: int = 0
     """Those that were measured, not those that a resumed run found done."""
+    processes: int = 1
+    """That ran at once; `wall` is theirs together, all other seconds are sums over them."""
 
     def __add__(self, other: Cost) -> Cost:
         return Cost(
@@ -29,7 +32,13 @@ class Cost:
             data_cpu=self.data_cpu + other.data_cpu,
             metrics_cpu=self.metrics_cpu + other.metrics_cpu,
             samples=self.samples + other.samples,
+            processes=max(self.processes, other.processes),
         )
+
+    def beside(self, other: Cost) -> Cost:
+        """The cost of two processes that ran at once."""
+        both, processes = self + other, self.processes + other.processes
+        return dataclasses.replace(both, wall=max(self.wall, other.wall), processes=processes)
 
     @property
     def shares(self) -> tuple[float, float, float]:
@@ -42,9 +51,11 @@ class Cost:
         if not self.samples or not self.cpu or not self.wall:
             return "nothing was measured: every expression was in the results file"
         engine, data, metrics = (f"{100 * share:.1f} %" for share in self.shares)
+        busy = self.engine_wall / (self.wall * self.processes)
+        at_once = f", in {self.processes} processes" if self.processes > 1 else ""
         return (
             f"engine {engine} of the CPU time, data {data}, metrics {metrics}; an engine ran "
-            f"{100 * self.engine_wall / self.wall:.1f} % of {self.wall:.1f} s; per expression data "
+            f"{100 * busy:.1f} % of {self.wall:.1f} s{at_once}; per expression data "
             f"{1e3 * self.data_cpu / self.samples:.2f} ms, metrics "
             f"{1e3 * self.metrics_cpu / self.samples:.2f} ms of one core"
         )

@@ -272,7 +272,7 @@ def _origin(entry: Entry) -> list[tuple[str, str]]:
     run, environment = entry.results.run, entry.results.environment
     rows = [(name.replace("_", " "), _said(value)) for name, value in run.items() if name != "data"]
     rows += [("results", entry.results.path.name), ("processor", environment["cpu"] or "unknown")]
-    rows += [("GPU", environment["gpu"] or "none")]
+    rows += [("GPU", environment["gpu"] or "none"), ("processes", str(environment.get("processes", 1)))]
     rows.append(("versions", ", ".join(f"{k} {v}" for k, v in environment["versions"].items())))
     return rows
 

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-# Pytest imports tests without touching sys.path; `fake_engines` lies beside them.
-sys.path.insert(0, str(Path(__file__).parent))
+# Pytest imports tests without touching sys.path; `fake_engines` lies beside them, `small_engines` above.
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
+import small_engines  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -58,3 +59,33 @@ def other_checkpoint(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("checkpoint") / "other.safetensors"
     save_model(tfanet.build_model("tiny"), path)
     return path
+
+
+@pytest.fixture
+def one_thread(monkeypatch):
+    """For threads that wait for one another on cores that others use make a short test long."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def evaluated(command, checkpoint, shapes_root):
+    """Run `tfanet-eval` on all of val and testA with these options more."""
+    from tfanet_eval.cli import main
+
+    def call(*more):
+        return command(
+            main, "--engine", checkpoint, "--reference", checkpoint, "--data", shapes_root, "--split", "val",
+            "--split", "testA", "--batch", 2, *more,
+        )  # fmt: skip
+
+    return call
+
+
+@pytest.fixture
+def small_onnx(tmp_path) -> Path:
+    """An ONNX file of a few nodes, with its sidecar: images 32 x 32, five tokens."""
+    return small_engines.write_onnx(tmp_path / "small.onnx")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
+import signal
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -95,6 +98,12 @@ def record(index: int, *, image: int = 0, intersection: int, union: int) -> Reco
     )  # fmt: skip
 
 
+def rows(path: str | Path) -> list[dict]:
+    """The lines of a results file after the head, without the times, which no two runs share."""
+    lines = Path(path).read_text(encoding="utf-8").splitlines()[1:]
+    return [{k: v for k, v in json.loads(line).items() if k != "ms"} for line in lines]
+
+
 def dies(request: object) -> tuple[str, dict]:
     """A measurement whose process ends without a word."""
     os._exit(7)
@@ -102,3 +111,21 @@ def dies(request: object) -> tuple[str, dict]:
 
 def refuses(request: object) -> tuple[str, dict]:
     raise UserError("this machine has no such GPU")
+
+
+def waits_beside(job: tuple[str, Path], heard: Callable[[int], None]) -> None:
+    """One of several: `waits` notes its process in the file and would go on for a minute; the others wait for
+    that, then end as their name says.
+    """
+    how, file = job
+    if how == "waits":
+        file.write_text(str(os.getpid()))
+        time.sleep(60)
+    while not (file.exists() and file.read_text()):
+        time.sleep(0.01)
+    heard(3)
+    if how == "refuses":
+        raise UserError("this machine has no such GPU")
+    if how == "dies":
+        os._exit(7)
+    os.kill(os.getpid(), signal.SIGKILL)

@@ -11,42 +11,14 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
+from fake_engines import rows
 
 from tfanet.errors import UserError
 from tfanet_eval.cli import main
 from tfanet_eval.results import read_results
 
 FILE = "results.jsonl"
-
-
-@pytest.fixture(autouse=True)
-def one_thread(monkeypatch):
-    """For threads that wait for one another on cores that others use make a short test long."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture
-def evaluated(command, checkpoint, shapes_root):
-    """Run `tfanet-eval` on all of val and testA with these options more."""
-
-    def call(*more):
-        return command(
-            main, "--engine", checkpoint, "--reference", checkpoint, "--data", shapes_root, "--split", "val",
-            "--split", "testA", "--batch", 2, *more,
-        )  # fmt: skip
-
-    return call
-
-
-def rows(path=FILE) -> list[dict]:
-    """The lines after the head, without the times, which no two runs share."""
-    lines = Path(path).read_text(encoding="utf-8").splitlines()[1:]
-    return [{k: v for k, v in json.loads(line).items() if k != "ms"} for line in lines]
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_one_line_an_expression_with_all_that_a_reader_needs(evaluated):
@@ -59,7 +31,7 @@ def test_one_line_an_expression_with_all_that_a_reader_needs(evaluated):
     assert "torch" in found.environment["versions"]
     figures = json.loads(Path("all.json").read_text(encoding="utf-8"))["splits"]
     for split, figure in figures.items():
-        mine = [row for row in rows() if row["split"] == split]
+        mine = [row for row in rows(FILE) if row["split"] == split]
         assert [row["index"] for row in mine] == list(range(figure["metrics"]["count"]))
         assert sum(row["iou"] for row in mine) / len(mine) == pytest.approx(figure["metrics"]["mIoU"])
         assert {row["reference"]["parity"]["pairs"] for row in mine} == {1}
@@ -68,7 +40,7 @@ def test_one_line_an_expression_with_all_that_a_reader_needs(evaluated):
 @pytest.mark.parametrize("cut", ["half-a-line", "half-a-call", "only-the-head", "empty"])
 def test_a_cut_file_is_continued_and_ends_the_same(evaluated, cut):
     assert evaluated("--results", FILE, "--json", "whole.json").code == 0
-    whole, text = rows(), Path(FILE).read_text(encoding="utf-8")
+    whole, text = rows(FILE), Path(FILE).read_text(encoding="utf-8")
     lines = text.splitlines(keepends=True)
     kept = {
         "half-a-line": "".join(lines[:6])[:-40], "half-a-call": "".join(lines[:4]),
@@ -77,7 +49,7 @@ def test_a_cut_file_is_continued_and_ends_the_same(evaluated, cut):
     Path(FILE).write_text(kept, encoding="utf-8")
     done = evaluated("--results", FILE, "--resume", "--json", "resumed.json")
     assert done.code == 0, done.err
-    assert rows() == whole
+    assert rows(FILE) == whole
     tables = [json.loads(Path(name).read_text(encoding="utf-8")) for name in ("whole.json", "resumed.json")]
     for table in tables:
         for split in table["splits"].values():
@@ -121,7 +93,7 @@ def test_killed_at_any_moment_it_goes_on(command, checkpoint, shapes_root, tmp_p
     stamp = [json.loads(line)["ms"] for line in file.read_text("utf-8").splitlines()[1 : kept + 1]]
     done = command(main, *arguments, "--results", FILE, "--resume")
     assert done.code == 0, done.err
-    assert rows() == rows("whole.jsonl")
+    assert rows(FILE) == rows("whole.jsonl")
     assert stamp == [json.loads(line)["ms"] for line in file.read_text("utf-8").splitlines()[1 : kept + 1]]
 
 

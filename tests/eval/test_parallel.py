@@ -1,0 +1,164 @@
+"""An evaluation in several processes: the figures of one, and an end in one line whatever happens."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import fake_engines
+import pytest
+import torch
+from fake_engines import rows
+
+from tfanet.data.refer import ReferDataset
+from tfanet.errors import UserError, VerificationError
+from tfanet_eval.children import in_children
+from tfanet_eval.cli import main
+from tfanet_eval.results import read_results
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+CODE = "import sys; from tfanet_eval.cli import main; sys.argv[0] = 'tfanet-eval'; main()"
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--no-python"]
+
+
+def figures(path: str) -> dict:
+    """A run's JSON without its times."""
+    found = json.loads(Path(path).read_text(encoding="utf-8"))
+    for split in found["splits"].values():
+        del split["latency"]
+    return found | {"processes": None}
+
+
+def is_running(process: int) -> bool:
+    """Whether a process is there; of a negative number, any of that group."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def under_torchrun(*arguments: object) -> subprocess.CompletedProcess[str]:
+    line = [*TORCHRUN, sys.executable, "-c", CODE, *map(str, arguments)]
+    return subprocess.run(line, capture_output=True, text=True, check=False)
+
+
+def test_several_processes_give_what_one_gives_and_go_on_where_it_stopped(command, small_onnx, shapes_root):
+    def evaluated(name, *more):
+        arguments = ("--engine", small_onnx, "--data", shapes_root, "--split", "val", "--split", "testA")
+        return command(
+            main, *arguments, "--batch", 2, "--results", f"{name}.jsonl", "--json", f"{name}.json", *more
+        )
+
+    assert evaluated("one").code == 0
+    done = evaluated("two", "--workers", 2)
+    assert done.code == 0, done.err
+    assert "times with 2 processes at once" in done.out
+    assert "in 2 processes; per expression" in done.out
+    assert (rows("two.jsonl"), figures("two.json")) == (rows("one.jsonl"), figures("one.json"))
+    assert read_results("two.jsonl").environment["processes"] == 2
+    lines = Path("one.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    Path("cut.jsonl").write_text("".join(lines[:6])[:-40], encoding="utf-8")
+    done = evaluated("cut", "--workers", 2, "--resume")
+    assert done.code == 0, done.err
+    assert (rows("cut.jsonl"), figures("cut.json")) == (rows("one.jsonl"), figures("one.json"))
+
+
+def test_ctrl_c_ends_all_of_them_and_the_file_goes_on(command, checkpoint, shapes_root):
+    common = ["--engine", str(checkpoint), "--data", str(shapes_root)]
+    assert command(main, *common, "--results", "whole.jsonl").code == 0
+    arguments = [*common, "--results", "stopped.jsonl"]
+    child = subprocess.Popen(
+        [sys.executable, "-c", CODE, *arguments, "--workers", "2"],
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        text=True,
+    )
+    file = Path("stopped.jsonl")
+    while child.poll() is None and (not file.exists() or file.read_bytes().count(b"\n") < 3):
+        time.sleep(0.002)
+    os.killpg(child.pid, signal.SIGINT)  # as a terminal does: to parent and children alike
+    _, err = child.communicate()
+    assert child.returncode == 130
+    assert "Traceback" not in err
+    until = time.monotonic() + 20
+    while is_running(-child.pid) and time.monotonic() < until:
+        time.sleep(0.05)  # Python's own resource tracker ends a moment after its process
+    assert not is_running(-child.pid)
+    done = command(main, *arguments, "--resume")
+    assert done.code == 0, done.err
+    assert rows("stopped.jsonl") == rows("whole.jsonl")
+
+
+ENDS = [
+    pytest.param(
+        "dies", VerificationError, "process 2 of 2 ended with exit code 7 and without a word", id="dies"
+    ),
+    pytest.param("is killed", VerificationError, "process 2 of 2 was ended by SIGKILL", id="killed"),
+    pytest.param("refuses", UserError, "no such GPU", id="refuses"),
+]
+
+
+@pytest.mark.parametrize(("how", "error", "named"), ENDS)
+def test_when_one_ends_the_others_do(tmp_path, how, error, named):
+    file, steps = tmp_path / "process", []
+    began = time.monotonic()
+    with pytest.raises(error, match=named):
+        in_children(fake_engines.waits_beside, [("waits", file), (how, file)], steps.append)
+    assert time.monotonic() - began < 50
+    assert not is_running(int(file.read_text()))
+    assert steps == [3]
+
+
+def test_torchrun_divides_a_checkpoint(command, checkpoint, shapes_root):
+    common = ["--engine", checkpoint, "--batch", "2", "--data", shapes_root]
+    one = command(main, *common, "--results", "one.jsonl", "--json", "one.json")
+    assert one.code == 0, one.err
+    done = under_torchrun(*common, "--results", "two.jsonl", "--json", "two.json")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("wrote two.jsonl") == 1
+    assert "times with 2 processes at once" in done.stdout
+    assert (rows("two.jsonl"), figures("two.json")) == (rows("one.jsonl"), figures("one.json"))
+
+
+@pytest.mark.slow
+def test_what_one_process_of_torchrun_meets_is_said_by_that_one_and_ends_all(
+    checkpoint, shapes_root, tmp_path
+):
+    damaged = tmp_path / "damaged"
+    shutil.copytree(shapes_root, damaged)
+    *_, last = ReferDataset(damaged, "refcoco", "val")
+    last.image_path.write_bytes(b"no picture")
+    done = under_torchrun("--engine", checkpoint, "--data", damaged)
+    assert done.returncode != 0
+    assert len([said for said in done.stderr.splitlines() if said.startswith("error: ")]) == 1
+    assert str(last.image_path) in done.stderr
+    assert "mIoU" not in done.stdout
+
+
+REFUSALS = [
+    pytest.param(["--engine", "m.plan", "--workers", 2], {}, "--workers divides the cores", id="plan"),
+    pytest.param(["--engine", "m.safetensors", "--workers", 2], {}, "hide the GPU", id="gpu"),
+    pytest.param(["--workers", 2], {"WORLD_SIZE": "2", "RANK": "0"}, "leave --workers out", id="torchrun"),
+    pytest.param(
+        ["--engine", "m.onnx"], {"WORLD_SIZE": "2", "RANK": "0"}, "for others there is --workers", id="onnx"
+    ),
+]
+
+
+@pytest.mark.parametrize(("arguments", "variables", "named"), REFUSALS)
+def test_what_cannot_be_divided_is_refused(command, monkeypatch, shapes_root, arguments, variables, named):
+    for name in ("m.plan", "m.onnx", "m.safetensors"):
+        Path(name).write_bytes(b"a model")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    done = command(main, *arguments, "--data", shapes_root)
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert named in done.err
