@@ -16,13 +16,14 @@ and computes in the wider dtype of what it is given.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any, cast
 
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from tfanet.errors import UserError
 from tfanet.model import TFANet
 
 Blocks = dict[str, nn.Module]
@@ -47,6 +48,14 @@ def blocks_of(model: TFANet) -> Blocks:
         listed = isinstance(part, nn.ModuleList)
         found |= _numbered(f"decoder.{name}", part) if listed else {f"decoder.{name}": part}
     return found
+
+
+def require_blocks(model: TFANet, names: Collection[str]) -> Blocks:
+    """`blocks_of`; `UserError` unless all of `names` are among them."""
+    known = blocks_of(model)
+    if unknown := sorted(set(names) - known.keys()):
+        raise UserError(f"the model has no block {', '.join(unknown)}; its blocks: {', '.join(known)}")
+    return known
 
 
 def tensors_of(value: Any) -> list[Tensor]:

@@ -20,10 +20,13 @@ from tfanet_engines import builder_process, trust
 from tfanet_engines.builder import Bindings, Built, Progress, Request
 from tfanet_engines.onnx_file import OnnxFile, read_onnx
 from tfanet_engines.options import Batch, BuildOptions
-from tfanet_engines.proof import EngineLayers, PrecisionProof
+from tfanet_engines.proof import EngineLayers, PrecisionProof, expected_half_share
 from tfanet_engines.sidecar import Sidecar
 from tfanet_engines.targets import capability_here, compute_capabilities, sm
 from tfanet_engines.trt_api import MODULES, Backend, find_backend
+
+SHARE_TOLERANCE = 0.02
+"""Between the expected share of half weights and the network's: FP32 islands, folded constants."""
 
 
 @dataclass(frozen=True)
@@ -167,15 +170,27 @@ def _check(source: OnnxFile, built: Built) -> None:
         raise VerificationError(
             f"{source.path} is {source.precision} by its weights, {source.sidecar.precision} by its sidecar"
         )
-    half = proof.half_weight_share > 0.5
-    if half != (source.precision == "fp16"):
-        raise VerificationError(
-            f"{source.path} is {source.precision}, but {proof.half_weight_share:.1%} of the network's "
-            f"weights are half precision ({proof.half_weights} of {proof.half_weights + proof.float_weights})"
-        )
+    _check_share(source, proof)
     if source.precision == "fp16" and built.inspected and not built.inspected.half:
         raise VerificationError(
             f"{source.path} is fp16, but none of the engine's {built.inspected.layers} layers gives FP16"
+        )
+
+
+def _check_share(source: OnnxFile, proof: PrecisionProof) -> None:
+    """Raise `VerificationError` unless as many of the network's weights are half precision as were to be."""
+    counted = f"({proof.half_weights} of {proof.half_weights + proof.float_weights})"
+    if source.keep_fp32:
+        expected = expected_half_share(source.config, source.keep_fp32)
+        if abs(proof.half_weight_share - expected) > SHARE_TOLERANCE:
+            raise VerificationError(
+                f"{source.path} keeps {len(source.keep_fp32)} blocks FP32, which leaves {expected:.1%} of "
+                f"the weights half precision, but in the network {proof.half_weight_share:.1%} are {counted}"
+            )
+    elif (proof.half_weight_share > 0.5) != (source.precision == "fp16"):
+        raise VerificationError(
+            f"{source.path} is {source.precision}, but {proof.half_weight_share:.1%} of the network's "
+            f"weights are half precision {counted}"
         )
 
 

@@ -21,6 +21,8 @@ CONFIG_KEY = "tfanet.config"
 """The key of `ModelProto.metadata_props` whose value is `TFANetConfig.to_json()`."""
 WEIGHTS_KEY = "tfanet.weights_sha256"
 """The same for `tfanet.checkpoint.weights_sha256`."""
+KEEP_FP32_KEY = "tfanet.keep_fp32"
+"""The same for the blocks that a precision file kept FP32, their names parted by spaces."""
 LONGEST_REASON = 300
 
 
@@ -33,7 +35,9 @@ class OnnxFile:
     config: TFANetConfig
     weights_sha256: str | None
     precision: Literal["fp32", "fp16"]
-    """fp16 when most weights are stored as halves."""
+    """fp16 when most weights are stored as halves, or a precision file chose which are."""
+    keep_fp32: tuple[str, ...]
+    """Names of the blocks (`tfanet.blocks`) that a precision file kept FP32."""
     plugin_layers: tuple[str, ...]
     """A name for each layer that full TensorRT is to run as a plugin, of `with_plugin_bodies`."""
     sidecar: Sidecar | None
@@ -52,12 +56,14 @@ def read_onnx(path: str | Path) -> OnnxFile:
     proto = _load(path)
     metadata = {entry.key: entry.value for entry in proto.metadata_props}
     use_plugin_bodies(proto)
+    keep = tuple(metadata.get(KEEP_FP32_KEY, "").split())
     return OnnxFile(
         path=path,
         sha256=model_sha256(path),
         config=config_of(path, metadata),
         weights_sha256=sidecar.weights_sha256 if sidecar else metadata.get(WEIGHTS_KEY),
-        precision=_precision(proto),
+        precision="fp16" if keep else _precision(proto),
+        keep_fp32=keep,
         plugin_layers=tuple(plugin_layers(proto)),
         sidecar=sidecar,
     )

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
+
+from tfanet.config import TFANetConfig
 
 WEIGHT_HOLDERS = {
     "CONSTANT": ("IConstantLayer", ("weights",)),
@@ -67,6 +69,24 @@ def prove_precision(trt: ModuleType, network: Any) -> PrecisionProof:
         half_compute_share=_share(compute),
         layers=network.num_layers,
     )
+
+
+def expected_half_share(config: TFANetConfig, keep_fp32: Collection[str]) -> float:
+    """The share, 0..1, of a model's weights that are FP16 when the blocks `keep_fp32` stay FP32 and the small
+    FP32 islands inside the other blocks are not counted.
+
+    `UserError` when the model has no such block.
+    """
+    import torch
+
+    from tfanet.blocks import require_blocks
+    from tfanet.model import TFANet
+
+    with torch.device("meta"):  # shapes without values
+        model = TFANet(config)
+    blocks = require_blocks(model, keep_fp32)
+    kept = {id(tensor): tensor.numel() for name in keep_fp32 for tensor in blocks[name].parameters()}
+    return 1 - sum(kept.values()) / sum(tensor.numel() for tensor in model.parameters())
 
 
 def _weights(trt: ModuleType, layer: Any, kind: str) -> Iterator[Any]:

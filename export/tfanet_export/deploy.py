@@ -8,9 +8,9 @@ from collections.abc import Collection
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from tfanet.blocks import blocks_of
+from tfanet.blocks import blocks_of, require_blocks
 from tfanet.model import TFANet
-from tfanet_export.precision import cast_at_borders, require_blocks
+from tfanet_export.precision import cast_at_borders
 
 FP32_NAMES = frozenset({"A_logs", "Ds", "dt_projs_bias", "out_norm", "image_mean", "image_std"})
 """Modules and parameters that stay FP32 in the FP16 model: the scan's decay, skip and step, the normalisation

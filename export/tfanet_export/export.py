@@ -21,7 +21,7 @@ from tfanet.files import atomic_path
 from tfanet.model import TFANet
 from tfanet.signature import signature_of
 from tfanet_engines import Sidecar, open_engine
-from tfanet_engines.onnx_file import read_onnx
+from tfanet_engines.onnx_file import CONFIG_KEY, KEEP_FP32_KEY, WEIGHTS_KEY, read_onnx
 from tfanet_engines.parity import Gate, ParityFigures, compare_logits, gate
 from tfanet_engines.sidecar import model_sha256, sidecar_path
 from tfanet_export.deploy import deployment_model
@@ -224,13 +224,13 @@ def _describe(
     from importlib.metadata import version
 
     values = {
-        "tfanet.config": model.config.to_json(),
-        "tfanet.weights_sha256": identity,
+        CONFIG_KEY: model.config.to_json(),
+        WEIGHTS_KEY: identity,
         "tfanet.precision": precision,
         "tfanet.version": version("tfanet"),
     }
     if keep:
-        values["tfanet.keep_fp32"] = " ".join(keep)
+        values[KEEP_FP32_KEY] = " ".join(keep)
     for key, value in values.items():
         proto.metadata_props.add(key=key, value=value)
     proto.producer_name, proto.producer_version = "tfanet", version("tfanet")

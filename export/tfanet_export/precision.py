@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from tfanet.blocks import blocks_of
+from tfanet.blocks import blocks_of, require_blocks
 from tfanet.checkpoint import weights_sha256
 from tfanet.errors import UserError
 from tfanet.files import require_file, write_json
@@ -62,12 +62,6 @@ class Precision:
                 "the precision file was made for other weights; make one: tfanet-eval drift --fp16 --propose"
             )
         require_blocks(model, self.keep_fp32)
-
-
-def require_blocks(model: TFANet, names: Collection[str]) -> None:
-    known = blocks_of(model)
-    if unknown := sorted(set(names) - known.keys()):
-        raise UserError(f"the model has no block {', '.join(unknown)}; its blocks: {', '.join(known)}")
 
 
 def cast_at_borders(model: TFANet, keep: Collection[str]) -> None:

@@ -10,12 +10,16 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
+import tfanet
+from tfanet.blocks import blocks_of
+from tfanet.config import PRESETS
 from tfanet.errors import UserError, VerificationError
 from tfanet.files import sha256
-from tfanet_engines import builder, builder_process, proof, timing_cache, trt_api
+from tfanet_engines import build, builder, builder_process, proof, timing_cache, trt_api
 from tfanet_engines.build import build_plan
-from tfanet_engines.onnx_file import read_onnx
+from tfanet_engines.onnx_file import KEEP_FP32_KEY, read_onnx
 from tfanet_engines.options import BuildOptions
+from tfanet_engines.proof import expected_half_share
 from tfanet_engines.sidecar import Sidecar, sidecar_path
 from tfanet_engines.targets import RTX_CAPABILITIES, compute_capability, fits
 
@@ -103,6 +107,46 @@ def test_half_weights_that_the_network_lost_are_noticed(tmp_path, small_onnx, mo
     with pytest.raises(VerificationError, match=r"is fp16, but 0.0% of the network's weights are half"):
         build_plan(source, tmp_path / "model.plan")
     assert left_behind(tmp_path) == []
+
+
+KEPT = [
+    pytest.param(True, "decoder.score", None, "", id="hardly-any"),
+    pytest.param(False, "text.block1", 0.01, "", id="most-and-so-it-is"),
+    pytest.param(True, "text.block1", 0.6, r"leaves 60.0% .* but in the network 100.0% are", id="too-few"),
+    pytest.param(False, "text.block1", None, r"leaves 9.*% .* but in the network 0.0% are", id="too-many"),
+]
+
+
+@pytest.mark.usefixtures("in_process")
+@pytest.mark.parametrize(("half", "kept", "expected", "refusal"), KEPT)
+def test_the_half_share_is_what_the_precision_file_leaves(
+    tmp_path, small_onnx, monkeypatch, half, kept, expected, refusal
+):
+    source = small_onnx(tmp_path / "model.onnx", half=half)
+    model = onnx.load(source)
+    model.metadata_props.add(key=KEEP_FP32_KEY, value=kept)
+    onnx.save(model, source)
+    if expected is not None:
+        monkeypatch.setattr(build, "expected_half_share", lambda config, keep_fp32: expected)
+    if refusal:
+        with pytest.raises(VerificationError, match=refusal):
+            build_plan(source, tmp_path / "model.plan")
+        assert left_behind(tmp_path) == []
+    else:
+        assert build_plan(source, tmp_path / "model.plan").precision == "fp16"
+
+
+def test_the_share_that_kept_blocks_leave():
+    config = PRESETS["tiny"]
+    assert expected_half_share(config, []) == 1
+    model = tfanet.build_model("tiny")
+    names = [name for name in blocks_of(model) if name.startswith("stage4")]
+    stage = sum(p.numel() for name in names for p in blocks_of(model)[name].parameters())
+    assert expected_half_share(config, names) == pytest.approx(
+        1 - stage / sum(p.numel() for p in model.parameters())
+    )
+    with pytest.raises(UserError, match="no block stage9"):
+        expected_half_share(config, ["stage9.kps"])
 
 
 def test_an_altered_onnx_file_is_refused(tmp_path, onnx_file, small_config):
