@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
+from tfanet.console import say
 from tfanet.errors import UserError, VerificationError
+from tfanet_engines.sidecar import Sidecar
+from tfanet_engines.targets import capability_here, fits, sm
+from tfanet_eval.accuracy import Evaluation
 from tfanet_eval.children import Heard, in_children
-from tfanet_eval.runs import Request
+from tfanet_eval.runs import Request, run_splits
 
 OK = "ok"
+NOT_RUN = "not run: "
+"""How the status of a plan begins that is for other GPUs than this machine's."""
 FLOORS = ("mIoU", "oIoU", "images/s", "speedup")
 
 
@@ -56,6 +65,41 @@ def broken_floors(rows: Sequence[Row], floors: Mapping[str, float]) -> list[str]
     return found
 
 
+def failures(rows: Sequence[Row], *, strangers: bool = False) -> list[str]:
+    """A sentence for each row that is not `OK`; with `strangers` plans for other GPUs may be `NOT_RUN`."""
+    return [
+        f"{row.engine}: {row.status}"
+        for row in rows
+        if row.status != OK and not (strangers and row.status.startswith(NOT_RUN))
+    ]
+
+
+def require(sentences: Sequence[str]) -> None:
+    """`VerificationError` with the first of them, if there is one, and the number of the others."""
+    if sentences:
+        more = f", and {len(sentences) - 1} more" if len(sentences) > 1 else ""
+        raise VerificationError(sentences[0] + more)
+
+
+def onnx_pair(checkpoint: Path, stem: Path, *, reuse: bool = False) -> list[Path]:
+    """`STEM.onnx` and `STEM-fp16.onnx` of `checkpoint`; with `reuse` a file that is there is not made."""
+    from tfanet.checkpoint import load_model
+    from tfanet_export import export_onnx
+
+    files = {False: stem.with_name(f"{stem.name}.onnx"), True: stem.with_name(f"{stem.name}-fp16.onnx")}
+    for half, file in files.items():
+        if not (reuse and file.exists()):
+            again = f"tfanet-export onnx --checkpoint {checkpoint} --out {file}{' --fp16' if half else ''}"
+            export_onnx(load_model(checkpoint), file, fp16=half, rebuild=again)
+            say(f"wrote {file}")
+    return [*files.values()]
+
+
+def shuffled_miou(request: Request) -> float:
+    """The control: mIoU, 0..1, with every picture's sentence that of another one."""
+    return _sum(run_splits(replace(request, shuffled=True))).metrics.result()["mIoU"]
+
+
 def parse_floors(texts: Sequence[str]) -> dict[str, float]:
     """`["oIoU=0.70"]` as `{"oIoU": 0.7}`; `UserError` for another form or an unknown figure."""
     floors = {}
@@ -78,9 +122,10 @@ def measure(request: Request) -> tuple[str, dict[str, Any]]:
     """
     from tfanet.console import peak_memory
     from tfanet_eval.references import find_reference, gate_of, precision_of
-    from tfanet_eval.runs import run_splits
     from tfanet_eval.tables import figures
 
+    if elsewhere := _elsewhere(request.engine):
+        return f"{NOT_RUN}{elsewhere}", {}
     if request.reference is not None:
         find_reference(request.engine, request.reference)
     alone = _sum(run_splits(replace(request, reference=None), overlap=False))
@@ -93,10 +138,20 @@ def measure(request: Request) -> tuple[str, dict[str, Any]]:
     return f"failed: {failures[0]}" if failures else OK, found
 
 
-def _sum(found: Mapping[str, Any]) -> Any:
-    import functools
-    import operator
+def _elsewhere(engine: Path) -> str:
+    """For a plan that is for other GPUs than that of this machine, which they are."""
+    if engine.suffix != ".plan":
+        return ""
+    import torch
 
+    wanted = Sidecar.read(engine).compute_capabilities or []
+    here = capability_here() if torch.cuda.is_available() else None
+    if here is not None and fits(here, wanted):
+        return ""
+    return f"built for {', '.join(map(sm, wanted))}; runs on that GPU"
+
+
+def _sum(found: Mapping[str, Evaluation]) -> Evaluation:
     return functools.reduce(operator.add, found.values())
 
 

@@ -44,10 +44,9 @@ def compare_engines(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the table here.")] = None,
 ) -> None:
     """Exit 1, after the table, when an engine failed or is below a floor."""
-    from tfanet.errors import VerificationError
     from tfanet.files import require_file, require_writable, write_json
     from tfanet_eval import tables
-    from tfanet_eval.benchmark import OK, benchmark, broken_floors, parse_floors
+    from tfanet_eval.benchmark import benchmark, broken_floors, failures, onnx_pair, parse_floors, require
 
     floors = parse_floors(floor or [])
     if json_file is not None:
@@ -58,16 +57,14 @@ def compare_engines(
     from tfanet_eval.runs import Request, environment
 
     checkpoint = require_file(reference or bundled("tiny"), "reference")
-    files = [require_file(engine, "engine") for engine in engines] if engines else _made(Path())
+    if engines:
+        files = [require_file(engine, "engine") for engine in engines]
+    else:
+        files = [*onnx_pair(bundled("tiny"), Path("tiny"), reuse=True), *sorted(Path().glob("tiny*.plan"))]
     root, splits = data or ensure_shapes(), tuple(dict.fromkeys(split or ["val"]))
-    requests = [
-        Request(
-            engine, against, root, dataset, splits, limit=limit, batch=batch, trust=trust,
-        )
-        for engine, against in [(checkpoint, None), *((file, checkpoint) for file in files)]
-    ]  # fmt: skip
-    requests[0].datasets()
-    rows = benchmark(requests)
+    eager = Request(checkpoint, None, root, dataset, splits, limit=limit, batch=batch, trust=trust)
+    eager.datasets()
+    rows = benchmark([eager, *map(eager.of, files)])
     shown = [row.to_dict() for row in rows]
     title = (
         f"{dataset} {', '.join(splits)}, calls of {batch}; shares in percent; the first row is PyTorch eager"
@@ -78,27 +75,10 @@ def compare_engines(
         chosen = tables.chosen(shown, _COLUMNS)
         write_json(json_file, {"title": title, "rows": chosen, "environment": environment()})
         say(f"wrote {json_file}")
-    wrong = [f"{row.engine} {row.status}" for row in rows if row.status != OK]
-    wrong += broken_floors(rows, floors)
+    wrong = failures(rows) + broken_floors(rows, floors)
     for sentence in wrong:
         say(sentence)
-    if wrong:
-        raise VerificationError(wrong[0] if len(wrong) == 1 else f"{wrong[0]}, and {len(wrong) - 1} more")
-
-
-def _made(folder: Path) -> list[Path]:
-    """The bundled tiny's ONNX files in `folder`, exported where absent, and its plans that lie there."""
-    from tfanet.checkpoint import load_model
-    from tfanet.weights import bundled
-    from tfanet_export import export_onnx
-
-    files = {False: folder / "tiny.onnx", True: folder / "tiny-fp16.onnx"}
-    for half, file in files.items():
-        if not file.exists():
-            again = f"tfanet-export onnx --out {file}{' --fp16' if half else ''}"
-            export_onnx(load_model(bundled("tiny")), file, fp16=half, rebuild=again)
-            say(f"wrote {file}")
-    return [*files.values(), *sorted(folder.glob("tiny*.plan"))]
+    require(wrong)
 
 
 def main() -> None:

@@ -6,40 +6,27 @@ without one; measured only where there is one), and the control with shuffled se
 
 from __future__ import annotations
 
-import functools
-import operator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tfanet.console import new_app, run, say
-from tfanet_engines.targets import capability_here, sm
+from tfanet_engines.targets import sm
 
 if TYPE_CHECKING:
-    from tfanet.data.refer import ReferDataset
     from tfanet_engines.build import BuildReport
-    from tfanet_engines.engine import Engine
-    from tfanet_eval.accuracy import Evaluation
+    from tfanet_eval.runs import Request
 
 app = new_app("Export, build and evaluate one checkpoint in every format, in one table.")
 
 SPLITS = ("val", "testA", "testB")
 GPU = "rtx4090"
-ACCURACY = ("mIoU", "oIoU", "P@0.5", "P@0.7", "P@0.9")
-COLUMNS = ("engine", *ACCURACY, "max logit error", "mask agreement", "ms per image", "MB")
-
-
-@dataclass(frozen=True)
-class Contender:
-    """One row of the table."""
-
-    name: str
-    file: Path
-    precision: str
-    """The key of its parity bounds; empty for the reference itself."""
-    runs_here: bool = True
+COLUMNS = (
+    "engine", "mIoU", "oIoU", "P@0.5", "P@0.7", "P@0.9", "max logit error", "mask agreement", "ms per image",
+    "speedup", "MB",
+)  # fmt: skip
+_SHEET_CELLS = 12
 
 
 @app.command()
@@ -57,64 +44,47 @@ def demo(
     for name in ("table.json", "table.md", "predictions.png"):
         require_writable(out / name)
 
-    from tfanet.data.refer import ReferDataset
     from tfanet.data.shapes import ensure_shapes
     from tfanet.weights import bundled
     from tfanet_eval import tables
-    from tfanet_eval.references import gate_of
+    from tfanet_eval.benchmark import NOT_RUN, OK, benchmark, failures, onnx_pair, require, shuffled_miou
+    from tfanet_eval.runs import Request
 
-    checkpoint = checkpoint or bundled("tiny")
-    root = data or ensure_shapes()
-    datasets = [ReferDataset(root, "refcoco", split) for split in SPLITS]
-    contenders = _make(checkpoint, out)
-    found = _evaluate_all(contenders, datasets, limit)
-    control = _control(checkpoint, datasets, limit)
+    checkpoint, root = checkpoint or bundled("tiny"), data or ensure_shapes()
+    reference = Request(checkpoint, None, root, "refcoco", SPLITS, limit=limit)
+    reference.datasets()
+    single, half = onnx_pair(checkpoint, out / "model")
+    plan = _built(half, out / "model-fp16.plan")
+    rows = benchmark([reference, *(reference.of(file) for file in (single, half, plan))])
+    shuffled = shuffled_miou(reference)
 
-    rows = [_row(contender, found.get(contender.name)) for contender in contenders]
-    count = len(found[contenders[0].name].metrics)
+    shown = [row.to_dict() for row in rows]
+    for row in shown:
+        row["engine"] += "" if row["status"] == OK else f" ({row['status'].removeprefix(NOT_RUN)})"
+    count = rows[0].figures["count"]
     title = f"{checkpoint.name} on {count} expressions of {root} ({', '.join(SPLITS)}); shares in percent"
-    tables.show(rows, COLUMNS, title)
-    shuffled = control.metrics.result()["mIoU"]
+    tables.show(shown, COLUMNS, title)
     reads = f"control: PyTorch with sentences shuffled among pictures has mIoU {100 * shuffled:.2f}"
     say(reads)
-    summary = {"title": title, "rows": tables.chosen(rows, COLUMNS), "control_shuffled_miou": shuffled}
+    summary = {"title": title, "rows": tables.chosen(shown, COLUMNS), "control_shuffled_miou": shuffled}
     write_json(out / "table.json", summary)
-    _write_text(out / "table.md", f"{tables.markdown(rows, COLUMNS)}\n{title}.\n{reads}.\n")
-    _write_pictures(contenders[1].file, datasets[0], out / "predictions.png")
+    _write_text(out / "table.md", f"{tables.markdown(shown, COLUMNS)}\n{title}.\n{reads}.\n")
+    _write_pictures(reference.of(single), out / "predictions.png")
     say(f"wrote {out / 'table.json'}, {out / 'table.md'} and {out / 'predictions.png'}")
-
-    for contender in contenders[1:]:
-        if contender.runs_here:
-            gate_of(found[contender.name], contender.precision).require(contender.name)
+    require(failures(rows, strangers=True))
     say("parity with PyTorch: every model that ran here is within its bounds")
-    say(f'next: tfanet-predict IMAGE "TEXT" --engine {contenders[1].file}')
+    say(f'next: tfanet-predict IMAGE "TEXT" --engine {single}')
 
 
-def _make(checkpoint: Path, out: Path) -> list[Contender]:
-    """Export and build; the reference first, the FP32 ONNX file second."""
-    from tfanet.checkpoint import load_model
+def _built(onnx: Path, plan: Path) -> Path:
     from tfanet_engines import BuildOptions, build_plan
-    from tfanet_export import export_onnx
     from tfanet_export.export import retarget
 
-    model = load_model(checkpoint)
-    onnx, onnx_fp16 = out / "model.onnx", out / "model-fp16.onnx"
-    again = f"tfanet-export onnx --checkpoint {checkpoint} --out"
-    export_onnx(model, onnx, rebuild=f"{again} {onnx}")
-    export_onnx(model, onnx_fp16, fp16=True, rebuild=f"{again} {onnx_fp16} --fp16")
-    for_gpu, plan = retarget(onnx_fp16, out / "model-fp16-gpu.onnx", "gpu"), out / "model-fp16.plan"
-    again = f"tfanet-export trt --onnx {onnx_fp16} --out {plan} --target {GPU}"
+    for_gpu = retarget(onnx, onnx.with_name(f"{onnx.stem}-gpu.onnx"), "gpu")
+    again = f"tfanet-export trt --onnx {onnx} --out {plan} --target {GPU}"
     report = build_plan(for_gpu, plan, BuildOptions(target=GPU), rebuild=again, progress=True)
     _print_proof(report)
-    (capability,) = report.compute_capabilities
-    runs_here = _has_gpu(capability)
-    where = "" if runs_here else f" (built for {sm(capability)}; runs on that GPU)"
-    return [
-        Contender("PyTorch FP32", checkpoint, ""),
-        Contender("ONNX FP32", onnx, "fp32"),
-        Contender("ONNX FP16", onnx_fp16, "fp16"),
-        Contender(f"TensorRT plan FP16{where}", report.plan, "fp16", runs_here),
-    ]
+    return report.plan
 
 
 def _print_proof(report: BuildReport) -> None:
@@ -127,63 +97,6 @@ def _print_proof(report: BuildReport) -> None:
     )
 
 
-def _has_gpu(capability: str) -> bool:
-    import torch
-
-    if not torch.cuda.is_available():
-        return False
-    return capability_here() == capability
-
-
-def _evaluate_all(
-    contenders: list[Contender], datasets: list[ReferDataset], limit: int
-) -> dict[str, Evaluation]:
-    """The evaluation, over all splits, of each contender that runs here, by name."""
-    from tfanet_engines import open_engine
-
-    found = {}
-    with open_engine(contenders[0].file) as reference:
-        found[contenders[0].name] = _over_splits(reference, datasets, limit, contenders[0].name)
-        for contender in contenders[1:]:
-            if contender.runs_here:
-                with open_engine(contender.file) as engine:
-                    found[contender.name] = _over_splits(engine, datasets, limit, contender.name, reference)
-    return found
-
-
-def _control(checkpoint: Path, datasets: list[ReferDataset], limit: int) -> Evaluation:
-    from tfanet_engines import open_engine
-
-    with open_engine(checkpoint) as engine:
-        return _over_splits(engine, datasets, limit, "sentences shuffled", shuffle_sentences=True)
-
-
-def _over_splits(
-    engine: Engine,
-    datasets: list[ReferDataset],
-    limit: int,
-    name: str,
-    reference: Engine | None = None,
-    **options: Any,
-) -> Evaluation:
-    from tfanet_eval.accuracy import evaluate
-
-    parts = [
-        evaluate(
-            engine, pairs, reference=reference, limit=limit, progress=f"{name}, {pairs.split}", **options
-        )
-        for pairs in datasets
-    ]
-    return functools.reduce(operator.add, parts)
-
-
-def _row(contender: Contender, evaluation: Evaluation | None) -> dict[str, Any]:
-    from tfanet_eval import tables
-
-    measured = {} if evaluation is None else tables.figures(evaluation)
-    return {"engine": contender.name, "MB": contender.file.stat().st_size} | measured
-
-
 def _write_text(path: Path, text: str) -> None:
     from tfanet.files import atomic_path
 
@@ -191,13 +104,14 @@ def _write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def _write_pictures(onnx: Path, dataset: ReferDataset, path: Path) -> None:
+def _write_pictures(request: Request, path: Path) -> None:
     from tfanet.pictures import contact_sheet, save_picture
     from tfanet_engines import open_engine
     from tfanet_eval.prediction import prediction_cells
 
-    with open_engine(onnx) as engine:
-        cells = prediction_cells(engine, dataset, 12)
+    dataset = request.datasets()[SPLITS[0]]
+    with open_engine(request.engine) as engine:
+        cells = prediction_cells(engine, dataset, _SHEET_CELLS)
     save_picture(contact_sheet(cells, title=f"TFANet in ONNX Runtime, {dataset.split}"), path)
 
 

@@ -39,6 +39,10 @@ class Request:
     trust: bool = False
     """Whether a plan that was built elsewhere is opened."""
 
+    def of(self, engine: Path) -> Request:
+        """The same of another engine, with this one's checkpoint as its reference."""
+        return dataclasses.replace(self, engine=engine, reference=self.engine)
+
     def datasets(self) -> dict[str, ReferDataset]:
         """By split; `UserError` when one is missing or damaged."""
         from tfanet.data.refer import ReferDataset

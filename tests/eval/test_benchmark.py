@@ -21,7 +21,7 @@ REQUEST = Request(Path("none.onnx"), None, Path("none"), "refcoco", ("val",))
 
 def test_a_process_that_dies_or_refuses_keeps_its_row():
     assert benchmark._in_child(fake_engines.dies, REQUEST) == (
-        "failed: its process ended with exit code 7",
+        "failed: its process ended with exit code 7 and without a word",
         {},
     )
     assert benchmark._in_child(fake_engines.refuses, REQUEST) == ("failed: this machine has no such GPU", {})

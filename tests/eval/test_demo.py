@@ -7,25 +7,24 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from small_engines import write_plan
 
 from tfanet.console import run
 from tfanet_engines.build import BuildReport
 from tfanet_engines.proof import PrecisionProof
-from tfanet_eval import demo
-from tfanet_eval.demo import COLUMNS, Contender, app
+from tfanet_eval import benchmark, demo
+from tfanet_eval.demo import COLUMNS, app
 
 
 @pytest.fixture
-def demo_of(command, monkeypatch, shapes_root, checkpoint):
-    """Run the demo with `deployed` as its ONNX file and a plan that cannot run here."""
+def demo_of(command, monkeypatch, shapes_root, checkpoint, tmp_path):
+    """Run the demo, in this process, with `deployed` as its ONNX files and a plan that cannot run here."""
+    plan = write_plan(tmp_path / "model-fp16.plan", "8.9")
 
     def call(deployed):
-        contenders = [
-            Contender("PyTorch FP32", checkpoint, ""),
-            Contender("ONNX FP32", deployed, "fp32"),
-            Contender("plan (built for sm89)", checkpoint, "fp16", runs_here=False),
-        ]
-        monkeypatch.setattr(demo, "_make", lambda checkpoint, out: contenders)
+        monkeypatch.setattr(benchmark, "onnx_pair", lambda checkpoint, stem: [deployed, deployed])
+        monkeypatch.setattr(demo, "_built", lambda onnx, out: plan)
+        monkeypatch.setattr(benchmark, "in_children", lambda work, jobs: [work(job, None) for job in jobs])
         arguments = ("--checkpoint", checkpoint, "--data", shapes_root, "--limit", 3, "--out", "demo")
         return command(lambda: run(app), *arguments)
 
@@ -52,17 +51,17 @@ def table():
 def test_one_row_a_model_and_nothing_measured_for_the_plan(demo_of, checkpoint):
     done = demo_of(checkpoint)
     assert done.code == 0, done.err
-    reference, deployed, plan = table()["rows"]
+    reference, deployed, _, plan = table()["rows"]
     assert set(reference) == set(COLUMNS)
-    assert reference["max logit error"] is None
+    assert (reference["max logit error"], reference["speedup"]) == (None, 1)
     assert (deployed["max logit error"], deployed["mask agreement"]) == (0, 1)
     assert deployed["mIoU"] == reference["mIoU"]
     assert [column for column in COLUMNS if plan[column] is not None] == ["engine", "MB"]
-    assert plan["MB"] == checkpoint.stat().st_size
+    assert (plan["engine"], plan["MB"]) == ("model-fp16.plan (built for sm89; runs on that GPU)", 12)
     assert "on 9 expressions" in table()["title"]
     written = Path("demo/table.md").read_text(encoding="utf-8")
-    assert written.count("\n| ") == 4
-    assert f"| plan (built for sm89) |{' – |' * 8} " in written
+    assert written.count("\n| ") == 5
+    assert f"| {plan['engine']} |{' – |' * 9} " in written
     assert "shuffled" in written
     with Image.open("demo/predictions.png") as picture:
         assert picture.format == "PNG"
@@ -71,7 +70,7 @@ def test_one_row_a_model_and_nothing_measured_for_the_plan(demo_of, checkpoint):
 def test_a_broken_bound_is_exit_1_with_the_table_written(demo_of, other_checkpoint):
     done = demo_of(other_checkpoint)
     assert done.code == 1
-    assert "verification failed: ONNX FP32: max logit error" in done.err
+    assert f"verification failed: {other_checkpoint.name}: failed: max logit error" in done.err
     assert table()["rows"][1]["max logit error"] > 1e-3
 
 
