@@ -137,6 +137,7 @@ def evaluate(
     Raises `VerificationError` when a model gives logits that are not finite, `UserError` for what the data
     set or the engine rejects, and for a data set without samples.
     """
+    begin_wall, begin_cpu, busy = time.monotonic(), time.process_time(), 0.0
     rules = convention_named(convention) if isinstance(convention, str) else convention
     places = rules.samples(list(dataset))[: limit or None]
     expressions = [dataset[place] for place in places]
@@ -151,11 +152,12 @@ def evaluate(
         if start not in records
     ]
     calls = calls[share * len(calls) // shares : (share + 1) * len(calls) // shares]
+    begin_tokens = time.thread_time()
     tokens = _tokens(dataset, places, engine.config.token_length, shuffle_sentences)
+    tokens_cpu = time.thread_time() - begin_tokens
     loading, scoring = Thread[Loaded](beside=overlap), Thread[list[Record]](beside=overlap)
     loader = Loader(dataset, expressions, engine.config.image_size)
     score = functools.partial(_score, dataset, expressions, rules)
-    begin_wall, begin_cpu, busy = time.monotonic(), time.process_time(), 0.0
     pending: Future[list[Record]] | None = None
 
     def keep(found: Future[list[Record]] | None) -> None:
@@ -183,7 +185,7 @@ def evaluate(
         wall=time.monotonic() - begin_wall,
         engine_wall=busy,
         cpu=time.process_time() - begin_cpu,
-        data_cpu=loading.cpu_seconds,
+        data_cpu=tokens_cpu + loading.cpu_seconds,
         metrics_cpu=scoring.cpu_seconds,
         samples=sum(len(call.places) for call in calls),
     )

@@ -16,7 +16,7 @@ class Cost:
     cpu: float = 0.0
     """Of the whole process."""
     data_cpu: float = 0.0
-    """Decoding and resizing pictures, drawing the truths."""
+    """Tokens of the sentences; decoding and resizing pictures, drawing the truths."""
     metrics_cpu: float = 0.0
     """Resizing logits, counting pixels, comparing logits."""
     samples: int = 0
