@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 
 import numpy as np
 
-from tfanet.data.masks import overlap
+from tfanet.overlaps import Overlaps
 from tfanet_eval.conventions import THRESHOLDS, Convention, convention_named
 
 FIGURES = ("mIoU", "oIoU", *(f"P@{threshold}" for threshold in THRESHOLDS))
 
 
-class SegmentationMetrics:
-    """Intersection and union of every sample, in whole pixels; figures are made of them only at the end.
+class SegmentationMetrics(Overlaps):
+    """The overlaps of every sample and the figures of a convention.
 
     `convention` is a name of `tfanet_eval.conventions.CONVENTIONS` or a `Convention`: it says at which size
     masks are compared, what an empty union counts, and whether P@X is >= or >. `original`, the default, is
@@ -22,12 +21,8 @@ class SegmentationMetrics:
     """
 
     def __init__(self, convention: str | Convention = "original") -> None:
+        super().__init__()
         self.convention = convention_named(convention) if isinstance(convention, str) else convention
-        self._intersections: list[int] = []
-        self._unions: list[int] = []
-
-    def __len__(self) -> int:
-        return len(self._unions)
 
     def update(self, prediction: np.ndarray, truth: np.ndarray) -> float:
         """Add one sample and return its IoU, 0..1.
@@ -44,25 +39,26 @@ class SegmentationMetrics:
             found, wanted = prediction != 0, truth != 0
         else:
             raise ValueError(f"prediction {prediction.shape} and truth {truth.shape} are not the same [H, W]")
-        return self.add(*overlap(found, wanted))
+        return self.compare(found, wanted)
 
-    def add(self, intersection: int, union: int) -> float:
-        """Add one sample by its pixel counts and return its IoU, 0..1."""
-        self._intersections.append(intersection)
-        self._unions.append(union)
+    def iou(self, intersection: int, union: int) -> float:
+        """As the convention has it."""
         return self.convention.iou(intersection, union)
+
+    def overall(self, intersections: int, unions: int, count: int) -> float:
+        """As the convention has it."""
+        return self.convention.overall(intersections, unions, count)
 
     @property
     def last(self) -> tuple[int, int]:
         """Intersection and union of the sample added last, in pixels."""
-        return self._intersections[-1], self._unions[-1]
+        return self.counts[-1]
 
     @classmethod
     def of(cls, counts: Iterable[tuple[int, int]], convention: str | Convention) -> SegmentationMetrics:
         """The metrics of samples given by their intersections and unions."""
         metrics = cls(convention)
-        for intersection, union in counts:
-            metrics.add(intersection, union)
+        metrics.counts += counts
         return metrics
 
     def merge(self, other: SegmentationMetrics) -> None:
@@ -72,8 +68,7 @@ class SegmentationMetrics:
         """
         if other.convention != self.convention:
             raise ValueError(f"{self.convention.name} and {other.convention.name} have no common figures")
-        self._intersections += other._intersections
-        self._unions += other._unions
+        self.counts += other.counts
 
     def __add__(self, other: SegmentationMetrics) -> SegmentationMetrics:
         both = SegmentationMetrics(self.convention)
@@ -84,14 +79,8 @@ class SegmentationMetrics:
     def result(self) -> dict[str, float]:
         """`mIoU` (mean IoU over samples), `oIoU` (all intersections by all unions), `P@0.5` .. `P@0.9`
         (share of samples that reach X), each 0..1, and `count`. `ValueError` when there is no sample."""
-        count = len(self)
-        if count == 0:
-            raise ValueError("there are no figures of no sample")
-        counts, rules = list(zip(self._intersections, self._unions, strict=True)), self.convention
-        figures = {
-            "mIoU": math.fsum(rules.iou(*pair) for pair in counts) / count,
-            "oIoU": rules.overall(sum(self._intersections), sum(self._unions), count),
-        }
+        figures = {"mIoU": self.mean_iou(), "oIoU": self.overall_iou()}
         for threshold in THRESHOLDS:
-            figures[f"P@{threshold}"] = sum(rules.reaches(*pair, threshold) for pair in counts) / count
-        return figures | {"count": count}
+            reached = sum(self.convention.reaches(*pair, threshold) for pair in self.counts)
+            figures[f"P@{threshold}"] = reached / len(self)
+        return figures | {"count": len(self)}

@@ -88,7 +88,7 @@ def runs(tmp_path_factory):
     """A run of one process; one of two that a signal to the second stops, and that one process ends."""
     folder = tmp_path_factory.mktemp("processes")
     command = [sys.executable, "-c", SCRIPT, folder, str(STEPS), str(STOPPED)]
-    done = subprocess.run(command, env=child_environment(), capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, env=child_environment(), capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-2000:]
     return folder
 

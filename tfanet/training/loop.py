@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from PIL import Image
 from rich.progress import Progress, TextColumn
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from tfanet.checkpoint import save_model
@@ -21,6 +20,7 @@ from tfanet.console import bar, note, say
 from tfanet.errors import UserError, VerificationError
 from tfanet.files import atomic_path
 from tfanet.model import TFANet
+from tfanet.overlaps import Overlaps
 from tfanet.pictures import Cell
 from tfanet.training.losses import segmentation_loss
 from tfanet.training.options import TrainingOptions
@@ -277,25 +277,20 @@ def evaluate(
     count = len(pairs)  # pyright: ignore[reportArgumentType]
     batches = [list(range(i, min(i + 32, count))) for i in range(0, count, 32)]
     model = stepper.weights.eval()
-    sums = torch.zeros(4, dtype=torch.float64)
+    loss, overlaps = torch.zeros((), dtype=torch.float64, device=stepper.device), Overlaps()
     cells: list[Cell] = []
     for part in loader(Readable(pairs, False), batches[processes.rank :: processes.world]):
         batch = stepper.move(part)
         with stepper.autocast():
             logits = model(batch["image"], batch["tokens"])
-        mask, truth = logits > 0, batch["mask"] > 0
-        common, union = (mask & truth).sum((1, 2)), (mask | truth).sum((1, 2))
-        iou = common / union.clamp(min=1)
-        loss = segmentation_loss(logits, batch["mask"]).total * len(mask)
-        sums += torch.stack([loss, iou.sum(), common.sum(), union.sum()]).double().cpu()
-        for place in range(min(shown - len(cells), len(mask)) if processes.first else 0):
-            name = describe(pairs, int(part["index"][place]))
-            cells.append(_cell(part["image"][place], name, mask[place], truth[place], iou[place].item()))
-    loss, iou, common, union = processes.total(sums.to(stepper.device)).tolist()
-    return {"val_loss": loss / count, "val_miou": iou / count, "val_oiou": common / max(union, 1)}, cells
-
-
-def _cell(image: Tensor, name: str, mask: Tensor, truth: Tensor, iou: float) -> Cell:
-    return Cell(
-        Image.fromarray(image.numpy()), name, mask=mask.cpu().numpy(), truth=truth.cpu().numpy(), iou=iou
-    )
+        loss += segmentation_loss(logits, batch["mask"]).total * len(logits)
+        masks, truths = (logits > 0).cpu().numpy(), part["mask"].numpy() > 0
+        for place, (mask, truth) in enumerate(zip(masks, truths, strict=True)):
+            iou = overlaps.compare(mask, truth)
+            if processes.first and len(cells) < shown:
+                image = Image.fromarray(part["image"][place].numpy())
+                name = describe(pairs, int(part["index"][place]))
+                cells.append(Cell(image, name, mask=mask, truth=truth, iou=iou))
+    overlaps.counts = [pair for own in processes.gather(overlaps.counts) for pair in own]
+    figures = {"val_miou": overlaps.mean_iou(), "val_oiou": overlaps.overall_iou()}
+    return {"val_loss": processes.total(loss).item() / count, **figures}, cells

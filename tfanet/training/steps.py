@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.checkpoint import checkpoint
 
 from tfanet.model import TFANet
@@ -46,7 +46,7 @@ class Stepper:
             self.model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(part_of(name) not in options.freeze)
-        self.ema = _moving_average(model, options.ema) if options.ema else None
+        self.ema = _MovingAverage(model, options.ema) if options.ema else None
         if options.checkpointing:
             for stage in model.vmamba.stages:
                 stage.blocks = _Checkpointed(*stage.blocks)
@@ -100,8 +100,9 @@ class Stepper:
         self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.options.clip).item()
         total, bce, dice, stops = self.processes.total(sums).tolist()
-        # With a scaler an infinite gradient is its business: it leaves the step out and scales less.
-        done = math.isfinite(total) and (math.isfinite(norm) or self.scaler.is_enabled())
+        # With a scaler an infinite gradient is its business as long as it can scale less.
+        scaled = self.scaler.is_enabled() and self.scaler.get_scale() > 1
+        done = math.isfinite(total) and (math.isfinite(norm) or scaled)
         if done:
             self.scaler.step(self.optimizer)
             if self.ema is not None:
@@ -136,17 +137,32 @@ def choose_precision(name: str, device: torch.device) -> str:
     return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(False) else "fp32"
 
 
-def _moving_average(model: TFANet, decay: float) -> AveragedModel:
-    def average(averages: Any, current: Any, count: Tensor | int) -> None:
-        weight = 1 - min(decay, (1 + float(count)) / (10 + float(count)))
-        for mean, value in zip(averages, current, strict=True):
-            if mean.is_floating_point():
-                # What is equal stays so: the causal mask is a buffer, and infinities differ by NaN.
-                mean.copy_(torch.where(mean == value, mean, mean.lerp(value, weight)))
-            else:
-                mean.copy_(value)
+class _MovingAverage(AveragedModel):
+    """The exponential average of what a checkpoint holds; the first update copies.
 
-    return AveragedModel(model, multi_avg_fn=average, use_buffers=True)
+    Buffers that no checkpoint holds are constants. One, the text tower's causal mask, has infinities, and the
+    average of two infinities is NaN.
+    """
+
+    def __init__(self, model: TFANet, decay: float) -> None:
+        super().__init__(model)
+        self.decay = decay
+
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        count = int(self.n_averaged)
+        kept = min(self.decay, (1 + count) / (10 + count)) if count else 0.0
+        found = zip(self.module.state_dict().values(), model.state_dict().values(), strict=True)
+        means: list[Tensor] = []
+        values: list[Tensor] = []
+        for mean, value in found:
+            if mean.is_floating_point():
+                means.append(mean)
+                values.append(value)
+            else:  # BatchNorm's count of batches
+                mean.copy_(value)
+        get_ema_multi_avg_fn(kept)(means, values, count)
+        self.n_averaged += 1
 
 
 class _Checkpointed(nn.Sequential):
