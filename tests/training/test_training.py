@@ -8,6 +8,7 @@ import shutil
 import signal
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ from tfanet.data.packed import pack
 from tfanet.data.refer import ReferDataset, ReferFiles
 from tfanet.data.transforms import TrainingPairs
 from tfanet.errors import UserError, VerificationError
-from tfanet.training.cli import app
+from tfanet.training.cli import _evaluation_command, app
 from tfanet.training.loop import train
 from tfanet.training.losses import segmentation_loss
 from tfanet.training.options import RECIPES, TrainingOptions
@@ -214,7 +215,8 @@ def test_command_line(shapes_root, tmp_path):
     arguments += ["--limit", "4", "--validate", "4"]
     result = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert result.exit_code == 0, result.output
-    assert "tfanet-eval --engine" in result.output
+    stored = tmp_path / "run" / "model.safetensors"
+    assert f"next: tfanet-eval --engine {stored} --data {shapes_root}\n" in result.output
     assert re.match(
         r"on (cpu, scans (vectorised|compiled)|cuda, scans by \w+, )", result.output.splitlines()[1]
     )
@@ -283,6 +285,11 @@ def test_command_line_trains_one_sentence_a_reference_from_pictures_or_a_cache(s
     ReferDataset(root, "refcoco", "testA")[0].image_path.unlink()
     with pytest.raises(UserError, match=r"pictures are missing: testA \(1, of \d expressions\)"):
         CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "two")], catch_exceptions=False)
+
+
+def test_the_next_command_is_for_the_same_data():
+    command = _evaluation_command(Path("runs/my run"), None, "refcocog")
+    assert command == "tfanet-eval --engine 'runs/my run/model.safetensors' --dataset refcocog"
 
 
 @pytest.mark.parametrize(

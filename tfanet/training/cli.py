@@ -198,6 +198,7 @@ def train(
             model.vmamba.load_official(vmamba_weights)
         if clip_weights:
             model.text.load_pretrained(clip_weights)
+    evaluation = _evaluation_command(out, data, dataset)
     if data is None:
         data = ensure_shapes(DEFAULT_ROOT)
     measured = validate or chosen.validate
@@ -235,9 +236,17 @@ def train(
         )
         if processes.first and finished:
             say(f"wrote {out / 'model.safetensors'}")
-            say(f"next: tfanet-eval --engine {out / 'model.safetensors'}")
+            say(f"next: {evaluation}")
         elif processes.first:
             say(f"stopped; the state is saved. Go on with: {_resume_command(processes.world, sys.argv[1:])}")
+
+
+def _evaluation_command(out: Path, data: Path | None, dataset: str) -> str:
+    """The command that measures the stored model on the data it was trained for."""
+    command = ["tfanet-eval", "--engine", str(out / "model.safetensors")]
+    command += ["--data", str(data)] if data else []
+    command += ["--dataset", dataset] if dataset != "refcoco" else []
+    return shlex.join(command)
 
 
 def _resume_command(world: int, arguments: list[str]) -> str:
