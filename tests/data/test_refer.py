@@ -210,6 +210,11 @@ def test_wrong_structure_of_refs(tmp_path: Path, refs: Any, message: str) -> Non
             r"images\[0\]: 'height' is a NoneType",
             id="no height",
         ),
+        pytest.param(
+            changed(INSTANCES, images=[changed(INSTANCES["images"][0], width=0)]),
+            r"images\[0\] has a size of 0 x 12 pixels",
+            id="no width",
+        ),
     ],
 )
 def test_wrong_structure_of_instances(tmp_path: Path, instances: Any, message: str) -> None:

@@ -272,6 +272,9 @@ def _load_instances(path: Path) -> dict[str, list[dict[str, Any]]]:
     for kind, fields in wanted.items():
         for place, entry in enumerate(content[kind]):
             _check_fields(entry, fields, f"instances file {path}, {kind}[{place}]")
+            if kind == "images" and min(entry["height"], entry["width"]) < 1:
+                size = f"{entry['width']} x {entry['height']}"
+                raise UserError(f"instances file {path}, images[{place}] has a size of {size} pixels")
     return {kind: content[kind] for kind in wanted}
 
 
