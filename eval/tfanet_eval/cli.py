@@ -16,6 +16,7 @@ from tfanet_eval.report_cli import report, require_page
 
 if TYPE_CHECKING:
     from tfanet_eval.accuracy import Evaluation
+    from tfanet_eval.intervals import Interval
     from tfanet_eval.runs import Request
 
 app = new_app("Evaluate a .safetensors, .onnx or .plan on a referring segmentation data set.")
@@ -126,7 +127,8 @@ def evaluate_engine(
     else:
         found = run_splits(request, results=results, resume=resume)
     _print(found, _title(request, found), with_parity=against is not None)
-    _print_intervals(found)
+    intervals = _intervals(found)
+    _print_intervals(intervals)
     if breakdown:
         _print_breakdown(found)
     say(functools.reduce(operator.add, (evaluation.cost for evaluation in found.values())).line())
@@ -137,7 +139,7 @@ def evaluate_engine(
     if report_file is not None:
         _write_report(request, found, report_file)
     if json_file is not None:
-        write_json(json_file, _summary(request, found))
+        write_json(json_file, _summary(request, found, intervals))
         say(f"wrote {json_file}")
     if against is None:
         say(f"no parity figures: {why_none}")
@@ -175,13 +177,20 @@ def _print(found: dict[str, Evaluation], title: str, *, with_parity: bool) -> No
     tables.show(rows, (*_COLUMNS, *_TIMES, *(_PARITY if with_parity else ())), title)
 
 
-def _print_intervals(found: dict[str, Evaluation]) -> None:
+def _intervals(found: dict[str, Evaluation]) -> dict[str, dict[str, Interval]]:
+    """The 95 % interval of every figure, by split."""
     from tfanet_eval.intervals import resample
 
-    for name, evaluation in found.items():
-        drawn = resample(evaluation.records, evaluation.convention)
-        bounds = {figure: drawn.interval(figure) for figure in ("mIoU", "oIoU")}
-        shown = (f"{figure} {100 * low:.2f} .. {100 * high:.2f}" for figure, (low, high) in bounds.items())
+    drawn = {name: resample(evaluation.records, evaluation.convention) for name, evaluation in found.items()}
+    return {name: {figure: one.interval(figure) for figure in one.values} for name, one in drawn.items()}
+
+
+def _print_intervals(intervals: dict[str, dict[str, Interval]]) -> None:
+    for name, bounds in intervals.items():
+        shown = (
+            f"{figure} {100 * bounds[figure][0]:.2f} .. {100 * bounds[figure][1]:.2f}"
+            for figure in ("mIoU", "oIoU")
+        )
         say(f"{name}, 95 % intervals over pictures: {', '.join(shown)}")
 
 
@@ -213,13 +222,16 @@ def _write_sheet(request: Request, sheet: Path) -> None:
 def _write_report(request: Request, found: dict[str, Evaluation], page: Path) -> None:
     from tfanet_eval.report import results_of, write_report
 
-    engines = [file for file in (request.reference, request.engine) if file is not None]
     with working(f"drawing {page.name}"):
-        write_report(page, results_of(request, found), engines, trust=request.trust)
+        results = results_of(request, found)
+        engines = {one.run["engine_sha256"]: one.path for one in results}
+        write_report(page, results, engines, trust=request.trust)
     say(f"wrote {page}")
 
 
-def _summary(request: Request, found: dict[str, Evaluation]) -> dict[str, object]:
+def _summary(
+    request: Request, found: dict[str, Evaluation], intervals: dict[str, dict[str, Interval]]
+) -> dict[str, object]:
     return {
         "engine": str(request.engine),
         "reference": str(request.reference) if request.reference else None,
@@ -227,7 +239,9 @@ def _summary(request: Request, found: dict[str, Evaluation]) -> dict[str, object
         "convention": request.convention,
         "shuffled_sentences": request.shuffled,
         "processes": _processes(found),
-        "splits": {name: evaluation.to_dict() for name, evaluation in found.items()},
+        "splits": {
+            name: evaluation.to_dict() | {"intervals": intervals[name]} for name, evaluation in found.items()
+        },
     }
 
 

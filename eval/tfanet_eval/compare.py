@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,36 +10,9 @@ import typer
 from tfanet.console import say
 
 if TYPE_CHECKING:
-    from tfanet_eval.results import Record, Results
+    from tfanet_eval.results import Results
 
 _COLUMNS = ("", "mIoU", "oIoU", "P@0.5", "P@0.6", "P@0.7", "P@0.8", "P@0.9", "ms per image")
-
-
-@dataclass(frozen=True)
-class Pairing:
-    """The expressions that two results files share."""
-
-    pairs: tuple[tuple[Record, Record], ...]
-    only_first: int
-    only_second: int
-
-
-def paired(first: Results, second: Results) -> Pairing:
-    """`UserError` when the two are of other data or another convention, or share no expression."""
-    from tfanet.errors import UserError
-
-    for field in ("dataset", "convention", "shuffled_sentences"):
-        if first.run[field] != second.run[field]:
-            raise UserError(
-                f"{first.path} and {second.path} cannot be compared: their {field} is {first.run[field]} "
-                f"and {second.run[field]}"
-            )
-    left, right = ({(r.split, r.ref, r.sentence): r for r in file.records} for file in (first, second))
-    shared = [key for key in left if key in right]
-    if not shared:
-        raise UserError(f"{first.path} and {second.path} share no expression")
-    pairs = tuple((left[key], right[key]) for key in shared)
-    return Pairing(pairs, len(left) - len(shared), len(right) - len(shared))
 
 
 def comparison(first: Results, second: Results) -> dict[str, Any]:
@@ -51,6 +23,7 @@ def comparison(first: Results, second: Results) -> dict[str, Any]:
     from tfanet_eval.conventions import convention_named
     from tfanet_eval.intervals import resample
     from tfanet_eval.metrics import FIGURES, SegmentationMetrics
+    from tfanet_eval.results import paired
 
     pairing, rules = paired(first, second), convention_named(first.run["convention"])
     sides = [[pair[side] for pair in pairing.pairs] for side in (0, 1)]

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -21,11 +22,10 @@ from tfanet_eval.conventions import convention_named
 from tfanet_eval.error_maps import KEY
 from tfanet_eval.intervals import RESAMPLES, Resampled, resample
 from tfanet_eval.report_pictures import sheets_of
-from tfanet_eval.results import Record, Results
+from tfanet_eval.results import Record, Results, paired
 from tfanet_eval.runs import Request, environment
 
 _SHOWN = ("mIoU", "oIoU", "P@0.5", "P@0.7", "P@0.9")
-_SAME = ("dataset", "splits", "limit", "shuffled_sentences", "convention")
 
 
 @dataclass(frozen=True)
@@ -73,17 +73,17 @@ class _Table:
 def write_report(
     path: Path,
     results: Sequence[Results],
-    engines: Sequence[Path] = (),
+    engines: Mapping[str, Path] = MappingProxyType({}),
     *,
     drift: Path | None = None,
     trust: bool = False,
 ) -> None:
     """Write the page to `path`, atomically. The first of `results` is what the others are compared with.
 
-    `engines` are files of the engines that were evaluated, in any order, found again by their SHA-256; they
-    draw the masks (`trust` opens plans that were built elsewhere), and without one of them the page has no
-    pictures and says so. `drift` is an SVG of `tfanet-eval drift`. `UserError` when results are not of the
-    same expressions, a file of `engines` belongs to none, or `drift` is no SVG.
+    `engines` are the files that were evaluated by their `model_sha256`; they draw the masks (`trust` opens
+    plans that were built elsewhere), and without one of them the page has no pictures and says so. `drift`
+    is an SVG of `tfanet-eval drift`. `UserError` when results are not of the same expressions, a file of
+    `engines` belongs to none, or `drift` is no SVG.
     """
     entries = _entries(results, engines)
     first = entries[0].results.run
@@ -110,7 +110,8 @@ def write_report(
 
 def results_of(request: Request, found: Mapping[str, Evaluation]) -> list[Results]:
     """What `run_splits` found for `request`, as `write_report` takes it; a reference comes first."""
-    run, where = request.describe(), environment()
+    run = request.description
+    where = environment(max(evaluation.cost.processes for evaluation in found.values()))
     records = tuple(record for evaluation in found.values() for record in evaluation.records)
     results = [Results(request.engine, run, where, records)]
     if request.reference is not None:
@@ -136,11 +137,8 @@ def _template() -> Any:
     return environment.get_template("report.html.jinja")
 
 
-def _entries(results: Sequence[Results], engines: Sequence[Path]) -> list[Entry]:
-    from tfanet_engines.sidecar import model_sha256
-
-    _require_same(results)
-    files = {model_sha256(engine): engine for engine in engines}
+def _entries(results: Sequence[Results], files: Mapping[str, Path]) -> list[Entry]:
+    results = _same(results)
     known = {found.run["engine_sha256"] for found in results}
     for digest, file in files.items():
         if digest not in known:
@@ -157,25 +155,19 @@ def _entries(results: Sequence[Results], engines: Sequence[Path]) -> list[Entry]
     return entries
 
 
-def _require_same(results: Sequence[Results]) -> None:
+def _same(results: Sequence[Results]) -> list[Results]:
+    """The results, each in the order of the first; `UserError` unless they are of the same expressions."""
     if not results:
         raise UserError("a report needs at least one results file")
-    first = results[0]
+    first, found = results[0], []
     for other in results:
-        if not other.records:
-            raise UserError(f"{other.path} has no results yet")
-        for field in _SAME:
-            if other.run[field] != first.run[field]:
-                raise UserError(
-                    f"{other.path} has {field} {other.run[field]}, {first.path} has {first.run[field]}: only "
-                    "results of the same expressions stand side by side"
-                )
-        if [_identity(r) for r in other.records] != [_identity(r) for r in first.records]:
-            raise UserError(f"{other.path} and {first.path} are not of the same expressions")
-
-
-def _identity(record: Record) -> tuple[str, int, int]:
-    return record.split, record.index, record.sentence
+        pairing = paired(first, other)
+        if pairing.only_first or pairing.only_second:
+            raise UserError(
+                f"{other.path} and {first.path} are not of the same expressions: only such stand side by side"
+            )
+        found.append(dataclasses.replace(other, records=tuple(record for _, record in pairing.pairs)))
+    return found
 
 
 def _subtitle(entry: Entry) -> str:

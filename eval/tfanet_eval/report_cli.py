@@ -35,10 +35,12 @@ def report(
     """Write one HTML page: figures with intervals, distributions, best and worst predictions."""
     require_page(out)
 
+    from tfanet_engines.sidecar import model_sha256
     from tfanet_eval.report import write_report
     from tfanet_eval.results import read_results
 
     found = [read_results(file) for file in results]
     with working(f"drawing {out.name}"):
-        write_report(out, found, engine or [], drift=drift, trust=trust)
+        engines = {model_sha256(file): file for file in engine or []}
+        write_report(out, found, engines, drift=drift, trust=trust)
     say(f"wrote {out} ({out.stat().st_size / 1e6:.1f} MB)")

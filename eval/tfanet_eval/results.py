@@ -193,3 +193,31 @@ def whole_calls(records: Sequence[Record]) -> list[Record]:
     once = {(record.split, record.index): record for record in records}
     present = Counter((record.split, record.call) for record in once.values())
     return [record for record in once.values() if present[record.split, record.call] == record.batch]
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """The expressions that two results files share."""
+
+    pairs: tuple[tuple[Record, Record], ...]
+    only_first: int
+    only_second: int
+
+
+def paired(first: Results, second: Results) -> Pairing:
+    """`UserError` when one is empty, they are of other data or another convention, or share no expression."""
+    for file in (first, second):
+        if not file.records:
+            raise UserError(f"{file.path} has no results yet")
+    for field in ("dataset", "convention", "shuffled_sentences"):
+        if first.run[field] != second.run[field]:
+            raise UserError(
+                f"{first.path} and {second.path} cannot be compared: their {field} is {first.run[field]} "
+                f"and {second.run[field]}"
+            )
+    left, right = ({(r.split, r.ref, r.sentence): r for r in file.records} for file in (first, second))
+    shared = [key for key in left if key in right]
+    if not shared:
+        raise UserError(f"{first.path} and {second.path} share no expression")
+    pairs = tuple((left[key], right[key]) for key in shared)
+    return Pairing(pairs, len(left) - len(shared), len(right) - len(shared))

@@ -49,7 +49,8 @@ class Request:
 
         return {split: ReferDataset(self.data, self.dataset, split) for split in self.splits}
 
-    def describe(self) -> dict[str, Any]:
+    @functools.cached_property
+    def description(self) -> dict[str, Any]:
         """What a results file says of the run; two runs that agree in it measure the same."""
         from tfanet_engines.sidecar import model_sha256
         from tfanet_eval.references import precision_of
@@ -137,7 +138,7 @@ def share_of(request: Request, results: Path | None, resume: bool, processes: in
     """The whole of a run, its results file begun or continued; raises as `ResultsFile.start`."""
     if results is None:
         return Share(request)
-    file = ResultsFile(results, request.describe(), environment(processes))
+    file = ResultsFile(results, request.description, environment(processes))
     return Share(request, file=file, done=tuple(file.start(resume=resume)))
 
 

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from tfanet_eval.cli import main
+from tfanet_eval.metrics import FIGURES
 
 
 @pytest.mark.parametrize("module", ["cli", "predict_cli", "demo"])
@@ -33,6 +34,10 @@ def test_figures_of_every_split_on_screen_and_in_json(command, checkpoint, shape
         assert figures["metrics"]["count"] == 3
         assert figures["latency"]["calls"] == 3
         assert f"{100 * figures['metrics']['mIoU']:.2f}" in done.out
+        low, high = figures["intervals"]["oIoU"]
+        assert 0 <= low <= high <= 1
+        assert f"oIoU {100 * low:.2f} .. {100 * high:.2f}" in done.out
+        assert set(figures["intervals"]) == set(FIGURES)
     assert "no parity figures" in done.out
     assert "next: tfanet-predict" in done.out
     with Image.open("sheet.png") as sheet:

@@ -16,9 +16,10 @@ from fake_engines import record
 from tfanet.checkpoint import load_model, save_model
 from tfanet.errors import UserError
 from tfanet.weights import bundled
+from tfanet_engines.sidecar import model_sha256
 from tfanet_eval import charts
 from tfanet_eval.cli import main
-from tfanet_eval.report import write_report
+from tfanet_eval.report import _same, write_report
 from tfanet_eval.results import read_results
 from tfanet_eval.runs import Request, run_splits
 
@@ -61,11 +62,15 @@ def evaluated(shapes_root, tmp_path_factory):
     return engines, found
 
 
+def by_digest(engines):
+    return {model_sha256(engine): engine for engine in engines}
+
+
 @pytest.fixture(scope="module")
 def page(evaluated, tmp_path_factory):
     engines, files = evaluated
     path = tmp_path_factory.mktemp("report") / "report.html"
-    write_report(path, [read_results(file) for file in files], engines)
+    write_report(path, [read_results(file) for file in files], by_digest(engines))
     return path
 
 
@@ -131,7 +136,7 @@ def test_a_browser_shows_it_whole(page, width):
 def test_pictures_are_left_out_with_the_reason(evaluated, tmp_path):
     engines, files = evaluated
     path = tmp_path / "report.html"
-    write_report(path, [read_results(file) for file in files], engines[:1])
+    write_report(path, [read_results(file) for file in files], by_digest(engines[:1]))
     text = path.read_text()
     assert "<img " not in text
     assert "the files of other.safetensors were not given" in text
@@ -148,15 +153,20 @@ def test_results_of_other_expressions_do_not_stand_beside_them(evaluated, tmp_pa
     first, second = (read_results(file) for file in evaluated[1])
     path = tmp_path / "report.html"
     cases = [
-        (dataclasses.replace(second, run=second.run | {"convention": "480"}), "has convention 480"),
+        (
+            dataclasses.replace(second, run=second.run | {"convention": "480"}),
+            "their convention is original and 480",
+        ),
         (dataclasses.replace(second, records=second.records[:-1]), "not of the same expressions"),
         (dataclasses.replace(second, records=()), "has no results yet"),
     ]
     for other, message in cases:
         with pytest.raises(UserError, match=message):
             write_report(path, [first, other])
+    turned = dataclasses.replace(second, records=second.records[::-1])
+    assert [one.records for one in _same([first, turned])] == [first.records, second.records]
     with pytest.raises(UserError, match="another file than the engines that were evaluated"):
-        write_report(path, [first], [evaluated[1][1]])
+        write_report(path, [first], by_digest([evaluated[1][1]]))
     assert list(tmp_path.iterdir()) == []
 
 
