@@ -27,6 +27,7 @@ gpu-check: $(INSTALLED)
 	$(PY) -m tfanet_eval.demo --out demo
 	$(PY) benchmarks/scan_gpu.py
 	$(PY) benchmarks/engines_gpu.py
+	$(PY) benchmarks/training_gpu.py
 
 $(VENV)/.installed: pyproject.toml $(wildcard tfanet/ops/csrc/*)
 	$(PYTHON) -c "import sys; sys.exit('Python 3.11 or later is needed; try make PYTHON=python3.11' if sys.version_info < (3, 11) else 0)"

@@ -19,7 +19,7 @@ from gpu_measure import Call, Candidate, Case, EventTimer, NotHere, Result, Row,
 from scan_measure import Shape
 from torch import Tensor
 
-from tfanet.ops import dispatch
+from tfanet.ops import dispatch, native
 from tfanet.ops.traversals import DIRECTIONS, scan_traversals
 
 if TYPE_CHECKING:
@@ -274,8 +274,8 @@ def model_case(model: TFANet, batch: int, dtype: str, device: torch.device) -> C
 
 @contextmanager
 def vectorised_paths() -> Iterator[None]:
-    """While the block runs, the operations on CUDA do without Triton."""
-    with patch.object(dispatch, "has_triton", lambda: False):
+    """While the block runs, the operations do without Triton on CUDA, and without compiled code on a CPU."""
+    with patch.object(dispatch, "has_triton", lambda: False), patch.object(native, "_kernel", lambda _: None):
         yield
 
 
@@ -288,9 +288,16 @@ def our_kernels() -> Iterator[None]:
         dispatch.Kernel(TRITON, kernels.scan_backward),
         dispatch.Kernel(FUSED, kernels.cross),
     )
+    with kernels_are(ours):
+        yield
+
+
+@contextmanager
+def kernels_are(kernels: dispatch.GpuKernels) -> Iterator[None]:
+    """While the block runs, `kernels` compute the scans on CUDA."""
     with ExitStack() as stack:
         for module in (_scan_module, _cross_module):
-            stack.enter_context(patch.object(module, "gpu_kernels", lambda device_type: ours))
+            stack.enter_context(patch.object(module, "gpu_kernels", lambda device_type: kernels))
         yield
 
 
