@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -51,6 +52,8 @@ def joined(device: str) -> Iterator[tuple[Processes, str]]:
     if device.startswith("cuda"):
         device = f"cuda:{os.environ['LOCAL_RANK']}"
         torch.cuda.set_device(device)
+    # Of 1 x 1 kernels channels last: the strides that differ are those of axes of length 1.
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
     dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
     try:
         yield Processes(dist.get_rank(), dist.get_world_size()), device
