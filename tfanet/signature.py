@@ -38,14 +38,16 @@ class Signature:
     image: TensorSpec
     tokens: TensorSpec
     mask_logits: TensorSpec
+    further: tuple[TensorSpec, ...] = ()
+    """Outputs of a graph that is looked into rather than deployed."""
 
     @property
     def inputs(self) -> tuple[TensorSpec, TensorSpec]:
         return self.image, self.tokens
 
     @property
-    def outputs(self) -> tuple[TensorSpec]:
-        return (self.mask_logits,)
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        return self.mask_logits, *self.further
 
 
 def signature_of(config: TFANetConfig) -> Signature:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tfanet.signature import Signature, TensorSpec
+from tfanet.signature import BATCH, Signature, TensorSpec
 from tfanet_engines.gpu import enough_memory, out_of_memory
 
 if TYPE_CHECKING:
@@ -124,6 +124,11 @@ class Lane:
             found.copy_(self._buffers[output][:count], non_blocking=True)
         self.stream.synchronize()
         return found.numpy().copy()
+
+    def look(self, images: np.ndarray, tokens: np.ndarray) -> dict[str, np.ndarray]:
+        """The signature's further outputs for arrays of one pair, by name."""
+        self.infer(images, tokens)
+        return {spec.name: self._buffers[spec.name].cpu().numpy() for spec in self._plan.signature.further}
 
     def infer_tensors(self, images: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         """Logits of tensors on the device, read where they lie, in order with the caller's stream."""
@@ -268,4 +273,4 @@ class LanePool:
 
 
 def _sized(spec: TensorSpec, batch: int) -> tuple[int, ...]:
-    return batch, *(int(n) for n in spec.shape[1:])
+    return tuple(batch if n == BATCH else int(n) for n in spec.shape)

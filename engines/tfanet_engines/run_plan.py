@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +13,7 @@ import numpy as np
 
 from tfanet.errors import UserError
 from tfanet.files import require_file
-from tfanet.signature import signature_of
+from tfanet.signature import TensorSpec, signature_of
 from tfanet_engines import trust as trusted
 from tfanet_engines.engine import Engine
 from tfanet_engines.gpu import gpu_for
@@ -32,9 +34,20 @@ class PlanEngine(Engine):
 
     kind = "plan"
 
-    def __init__(self, file: Path, *, trust: bool = False, lanes: int = 2, graphs: bool = True) -> None:
+    def __init__(
+        self,
+        file: Path,
+        *,
+        trust: bool = False,
+        lanes: int = 2,
+        graphs: bool = True,
+        further: Sequence[TensorSpec] = (),
+    ) -> None:
+        """`further` are the outputs of a plan that was built to be looked into, for one pair at a time."""
         sidecar = Sidecar.read(file)
         _check_kind(file, sidecar)
+        if [spec.name for spec in further] != sidecar.proof.get("further_outputs", []):
+            raise UserError(f"{file} is a plan to look into, not one to deploy; {sidecar.remedy}")
         # What is hashed is what is opened, whatever happens to the file in between.
         plan = require_file(file, "plan").read_bytes()
         sidecar.check_digest(file, hashlib.sha256(plan).hexdigest())
@@ -55,7 +68,7 @@ class PlanEngine(Engine):
             raise UserError(f"{trt.__name__} cannot open {file}: {errors}; {sidecar.remedy}")
         name = f"{file.name} ({trt.__name__} {trt.__version__})"
         self._config, self._cache = _runtime_config(trt, self._engine, sidecar, device)
-        signature = signature_of(sidecar.model_config())
+        signature = dataclasses.replace(signature_of(sidecar.model_config()), further=(*further,))
         smallest, optimal, largest = self._engine.get_tensor_profile_shape(signature.image.name, 0)
         self.batch = smallest[0], optimal[0], largest[0]
         """Smallest, optimal and largest batch of the plan."""
@@ -101,6 +114,12 @@ class PlanEngine(Engine):
         self._check_batch(len(images))
         with self._pool.lane() as lane:
             return lane.infer_tensors(images, tokens)
+
+    def look(self, images: np.ndarray, tokens: np.ndarray) -> dict[str, np.ndarray]:
+        """The further outputs for one pair, by name; see `infer` for the inputs."""
+        self._check_batch(len(images))
+        with self._pool.lane() as lane:
+            return lane.look(images, tokens)
 
     def _check_batch(self, count: int) -> None:
         smallest, _, largest = self.batch

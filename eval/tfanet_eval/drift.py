@@ -3,7 +3,7 @@
 Two figures for a block, both root mean square of the difference over that of the FP32 output:
 
 - `own`: the block alone in FP16, on the inputs that it has in the FP32 model: the error that enters here;
-- `half`: the same output in the FP16 model: the error that has gathered so far. `onnx` likewise.
+- `half`: the same output in the FP16 model: the error that has gathered so far. `onnx` and `plan` likewise.
 
 Half means `tfanet_export.half_arithmetic`. ONNX Runtime's CPU provider computes FP16 files mostly in FP32,
 so `onnx` shows what the rounding of weights costs and never an overflow.
@@ -69,23 +69,31 @@ class BlockDrift:
     own: RelativeError = field(default_factory=RelativeError)
     half: RelativeError = field(default_factory=RelativeError)
     onnx: RelativeError | None = None
+    plan: RelativeError | None = None
     largest: float = 0.0
     """Largest magnitude in its FP32 output; FP16 ends at 65504."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain figures; an infinite error (overflow) is the word `overflow`, for JSON knows no infinity."""
-        errors = {"own": self.own, "half": self.half} | ({"onnx": self.onnx} if self.onnx else {})
+        errors = {"own": self.own, "half": self.half}
+        errors |= {"onnx": self.onnx} if self.onnx else {}
+        errors |= {"plan": self.plan} if self.plan else {}
         plain = {k: e.value if math.isfinite(e.value) else "overflow" for k, e in errors.items()}
         return {"block": self.name} | plain | {"largest": self.largest}
 
 
 def measure(
-    model: TFANet, pairs: Iterable[Pair], *, keep_fp32: Collection[str] = (), onnx: bool = True
+    model: TFANet,
+    pairs: Iterable[Pair],
+    *,
+    keep_fp32: Collection[str] = (),
+    onnx: bool = True,
+    plan: Callable[[Pair], dict[str, list[Tensor]]] | None = None,
 ) -> list[BlockDrift]:
     """The drift of every block of `model` in FP16 over `pairs`, in order of computation.
 
     Blocks in `keep_fp32` stay FP32. With `onnx` ONNX Runtime runs a temporary file whose outputs are the
-    blocks', too.
+    blocks', too; `plan` is what `drift_plan.watched_plan` gives.
     """
     model = model.eval()
     half = deployment_model(model, fp16=True, keep_fp32=keep_fp32)
@@ -98,6 +106,10 @@ def measure(
             drift = found[name]
             drift.onnx = drift.onnx or RelativeError()
             drift.onnx.add(expected[name], values)
+        for name, values in (plan(pair) if plan else {}).items():
+            drift = found[name]
+            drift.plan = drift.plan or RelativeError()
+            drift.plan.add(expected[name], values)
     return list(found.values())
 
 

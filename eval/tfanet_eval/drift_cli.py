@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -33,6 +34,7 @@ def drift(
         Path | None, typer.Option("--precision", help="Measure with the blocks of this file in FP32.")
     ] = None,
     onnx: Annotated[bool, typer.Option(help="Also look into ONNX Runtime.")] = True,
+    plan: Annotated[bool, typer.Option(help="Also look into a plan, where there is a GPU.")] = True,
     propose: Annotated[
         Path | None, typer.Option(help="Search for the blocks to keep FP32 and write them here (.json).")
     ] = None,
@@ -54,6 +56,7 @@ def drift(
     from tfanet.weights import bundled
     from tfanet_eval.drift import guilty, measure
     from tfanet_eval.drift_chart import draw
+    from tfanet_eval.drift_plan import watched_plan
     from tfanet_export.precision import Precision
 
     source = require_file(checkpoint, "checkpoint") if checkpoint else bundled("tiny")
@@ -65,9 +68,13 @@ def drift(
         kept = given.keep_fp32
     wanted = max(pairs, search_pairs) if propose else pairs
     samples = _pairs(model, data, dataset, split, wanted)
-    with working(f"{min(pairs, len(samples))} pairs, block by block"):
-        found = measure(model, samples[:pairs], keep_fp32=kept, onnx=onnx)
+    with ExitStack() as stack:
+        stack.enter_context(working(f"{min(pairs, len(samples))} pairs, block by block"))
+        look, why_none = stack.enter_context(watched_plan(model, kept)) if plan else (None, "")
+        found = measure(model, samples[:pairs], keep_fp32=kept, onnx=onnx, plan=look)
     _print(found, source.name)
+    if why_none:
+        say(f"no plan was looked into: {why_none}")
     if svg is not None:
         with atomic_path(svg) as temporary:
             temporary.write_text(draw(found, f"{source.name} in FP16, block by block"), "utf-8")
@@ -153,6 +160,7 @@ def _print(found: list[BlockDrift], name: str) -> None:
             "enters": percent(d.own.value),
             "gathered": percent(d.half.value),
             "ONNX Runtime": percent(d.onnx.value if d.onnx else None),
+            **({"plan": percent(d.plan.value)} if d.plan else {}),
             "largest": f"{d.largest:.3g}",
         }
         for d in found

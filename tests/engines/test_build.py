@@ -15,7 +15,7 @@ from tfanet.blocks import blocks_of
 from tfanet.config import PRESETS
 from tfanet.errors import UserError, VerificationError
 from tfanet.files import sha256
-from tfanet_engines import build, builder, builder_process, proof, timing_cache, trt_api
+from tfanet_engines import build, builder, builder_process, open_engine, proof, timing_cache, trt_api
 from tfanet_engines.build import build_plan
 from tfanet_engines.onnx_file import KEEP_FP32_KEY, read_onnx
 from tfanet_engines.options import BuildOptions
@@ -137,16 +137,27 @@ def test_the_half_share_is_what_the_precision_file_leaves(
 
 
 def test_the_share_that_kept_blocks_leave():
-    config = PRESETS["tiny"]
+    config, model = PRESETS["tiny"], tfanet.build_model("tiny")
+    kept = sum(p.numel() for p in blocks_of(model)["stage4.kps"].parameters())
+    total = sum(p.numel() for p in model.parameters())
     assert expected_half_share(config, []) == 1
-    model = tfanet.build_model("tiny")
-    names = [name for name in blocks_of(model) if name.startswith("stage4")]
-    stage = sum(p.numel() for name in names for p in blocks_of(model)[name].parameters())
-    assert expected_half_share(config, names) == pytest.approx(
-        1 - stage / sum(p.numel() for p in model.parameters())
-    )
+    assert expected_half_share(config, ["stage4.kps"]) == pytest.approx(1 - kept / total)
     with pytest.raises(UserError, match="no block stage9"):
         expected_half_share(config, ["stage9.kps"])
+
+
+def test_a_plan_to_look_into_has_the_outputs_that_were_asked_for(tmp_path, onnx_file):
+    model = onnx.load(onnx_file)
+    model.graph.output.append(helper.make_tensor_value_info("grey", TensorProto.FLOAT, ["batch", 32, 32]))
+    onnx.save(model, onnx_file)
+    for further in ([], ["other"]):
+        with pytest.raises(VerificationError, match="has bindings"):
+            build_plan(onnx_file, tmp_path / "model.plan", further_outputs=further)
+    assert left_behind(tmp_path) == []
+    report = build_plan(onnx_file, tmp_path / "model.plan", further_outputs=["grey"])
+    assert report.bindings[-1] == ("grey", "float32", (-1, 32, 32))
+    with pytest.raises(UserError, match="a plan to look into, not one to deploy"):
+        open_engine(report.plan)
 
 
 def test_an_altered_onnx_file_is_refused(tmp_path, onnx_file, small_config):

@@ -14,6 +14,7 @@ import torch
 from played import Played, pairs_of, write_sidecar
 
 from tfanet.errors import UserError
+from tfanet.signature import BATCH, TensorSpec
 from tfanet_engines import gpu, open_engine, plan_lane, run_plan, runtime_cache, trt_api
 from tfanet_engines.sidecar import Sidecar, sidecar_path
 
@@ -114,6 +115,24 @@ def test_every_thread_gets_its_own_answer_from_a_few_lanes(plan, machine, small_
         with ThreadPoolExecutor(8) as threads:
             assert len(set(threads.map(ask, range(160)))) == 8
         assert engine._pool._made == 3
+
+
+def test_further_outputs_are_had_by_name_and_by_nobody_else(plan, small_config, monkeypatch):
+    names = ("text.norm/0", "stage1.kps/0")
+    proof = {"further_outputs": [*names]}
+    write_sidecar(plan, small_config, builder_version=trt.__version__, proof=proof)
+    Played(trt, batches=(1, 1, 1), further=names).install(monkeypatch)
+    with pytest.raises(UserError, match="a plan to look into, not one to deploy"):
+        open_engine(plan)
+    further = [TensorSpec(name, "float32", (BATCH, k)) for k, name in enumerate(names, 1)]
+    images, tokens, expected = pairs_of(1, small_config, 0)
+    with run_plan.PlanEngine(plan, lanes=1, graphs=False, further=further) as engine:
+        found = engine.look(images, tokens)
+        assert {name: value.tolist() for name, value in found.items()} == {
+            names[0]: [[1]],
+            names[1]: [[2, 2]],
+        }
+        np.testing.assert_allclose(engine.infer(images, tokens), expected, rtol=1e-6)
 
 
 def test_a_graph_is_captured_once_a_batch_size_and_then_replayed(plan, machine, small_config):
