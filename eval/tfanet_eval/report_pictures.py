@@ -98,11 +98,12 @@ def _first(keys: np.ndarray, pictures: Sequence[tuple[str, int]]) -> list[int]:
 
 def _draw(entries: Sequence[Entry], places: Sequence[int], trust: bool) -> dict[int, Sample]:
     """The sample at each place: the picture with the truth, and every engine's errors."""
-    from tfanet.data.refer import ReferDataset
+    from tfanet.data.refer import ReferDataset, ReferFiles
     from tfanet.pictures import overlay
 
     run = entries[0].results.run
-    datasets = {split: ReferDataset(run["data"], run["dataset"], split) for split in run["splits"]}
+    files = ReferFiles.load(run["data"], run["dataset"])
+    datasets = {split: ReferDataset.of(files, split) for split in run["splits"]}
     records = {place: entries[0].evaluation.records[place] for place in places}
     pictures = {place: _picture(datasets[record.split], record.index) for place, record in records.items()}
     shown = {

@@ -45,9 +45,10 @@ class Request:
 
     def datasets(self) -> dict[str, ReferDataset]:
         """By split; `UserError` when one is missing or damaged."""
-        from tfanet.data.refer import ReferDataset
+        from tfanet.data.refer import ReferDataset, ReferFiles
 
-        return {split: ReferDataset(self.data, self.dataset, split) for split in self.splits}
+        files = ReferFiles.load(self.data, self.dataset)
+        return {split: ReferDataset.of(files, split) for split in self.splits}
 
     @functools.cached_property
     def description(self) -> dict[str, Any]:
