@@ -55,7 +55,7 @@ def test_pack_names_the_training_that_reads_it(
     out = tmp_path / "packed"
     assert call(monkeypatch, "pack", shapes_root, out, "--image-size", 64) == 0
     assert capsys.readouterr().out.splitlines() == [
-        f"{out}: 30 pictures and 60 masks of 64 x 64",
+        f"{out}: 30 pictures and 59 masks of 64 x 64",
         f"next: tfanet-train --data {shapes_root} --dataset refcoco --image-size 64 --cache {out}",
     ]
 

@@ -108,6 +108,7 @@ def test_level_uses_its_kind_of_words(level_and_samples: tuple[str, list[Sample]
     told = [description for _, _, description, _ in sentences(samples)]
     related, placed = sum(d.relation is not None for d in told), sum(d.place is not None for d in told)
     expected = {
+        "shapes": related == placed == 0 and all(d.shape for d in told),
         "attributes": related == placed == 0,
         "positions": related == 0 and placed == len(told),
         "relations": related == len(told) and placed == 0,
@@ -127,7 +128,7 @@ def test_every_scene_misleads_by_one_attribute_or_a_twin(level_and_samples: tupl
 
 def test_sentences_vary(level_and_samples: tuple[str, list[Sample]]) -> None:
     told = [text for *_, text in sentences(level_and_samples[1])]
-    assert len(set(told)) > len(told) / 4
+    assert len(set(told)) > min(len(told) / 4, 100)
     assert 0.3 < sum(text.startswith("the ") for text in told) / len(told) < 0.9
 
 

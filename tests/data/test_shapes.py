@@ -14,7 +14,7 @@ from tfanet.data import shapes
 from tfanet.data.draw import draw_scene
 from tfanet.data.masks import polygons_to_mask
 from tfanet.data.refer import ReferDataset
-from tfanet.data.scene import Scene, sample_scene
+from tfanet.data.scene import DEFAULT_LEVELS, Scene, sample_scene
 from tfanet.data.shapes import RECORD, default_counts, ensure_shapes, make_sample, render_pair, write_shapes
 from tfanet.errors import UserError
 
@@ -148,7 +148,14 @@ def test_ensure_shapes_makes_the_default_set_where_there_is_none(
     monkeypatch.setattr(shapes, "default_counts", lambda _: {"val": 1})
     made = ensure_shapes(tmp_path / "new")
     assert len(ReferDataset(made).image_ids) == 1
-    assert json.loads((made / RECORD).read_text())["levels"] == ["attributes", "positions"]
+    assert json.loads((made / RECORD).read_text())["levels"] == list(DEFAULT_LEVELS)
+    record = json.loads((made / RECORD).read_text())
+    for other in (record | {"version": 1}, [], None):
+        (made / RECORD).write_text(json.dumps(other) if other else "{")
+        with pytest.raises(
+            UserError, match=r"another version of tfanet; renew it: tfanet-data make .* --force"
+        ):
+            ensure_shapes(made)
 
 
 def test_other_parameters_need_force(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import typer
 
 from tfanet.console import new_app, run, say
 from tfanet.data.refer import ReferDataset
+from tfanet.data.scene import DEFAULT_LEVELS
 from tfanet.data.shapes import DEFAULT_ROOT, default_counts, ensure_shapes, write_shapes
 from tfanet.errors import VerificationError
 from tfanet.files import require_writable, write_json
@@ -25,8 +26,8 @@ def make(
         str, typer.Option(help="refcoco, refcoco+ or refcocog: names its splits.")
     ] = "refcoco",
     levels: Annotated[
-        str, typer.Option(help="Language, comma-separated: attributes, positions, relations, all.")
-    ] = "attributes,positions",
+        str, typer.Option(help="Language, comma-separated: shapes, attributes, positions, relations, all.")
+    ] = ",".join(DEFAULT_LEVELS),
     train: Annotated[int | None, typer.Option(help="Training pictures (default 6000).")] = None,
     val: Annotated[int | None, typer.Option(help="Pictures in each other split (default 300).")] = None,
     seed: Annotated[int, typer.Option(help="Another seed, other pictures.", min=0)] = 0,

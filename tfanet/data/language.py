@@ -159,7 +159,7 @@ def describe(
 def _candidates(scene: Scene, target: int, level: str) -> Iterator[Description]:
     """Descriptions worth trying: true attributes, and no word of place or relation that adds nothing."""
     plain = _attribute_descriptions(scene, target)
-    if level == "attributes":
+    if level in ("shapes", "attributes"):
         yield from (description for description in plain if description != Description())
         return
     vague = [description for description in plain if len(referents(scene, description).certain) > 1]

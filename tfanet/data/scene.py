@@ -23,7 +23,9 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "pink": (246, 132, 186),
     "white": (244, 244, 240),
 }
-LEVELS = ("attributes", "positions", "relations", "all")
+DEFAULT_LEVELS = ("attributes", "positions", "relations", "all")
+LEVELS = ("shapes", *DEFAULT_LEVELS)
+"""Levels of language. `shapes` is an exercise: things of one size and colour, told apart by shape alone."""
 
 _RADIUS = {"small": (0.075, 0.090), "large": (0.145, 0.175)}
 _MARGIN = 3.0
@@ -117,6 +119,9 @@ def _cast(rng: np.random.Generator, level: str, shapes: Sequence[str]) -> list[K
     """Referent first, then its misleading company, then passers-by."""
     referent = _random_kind(rng, shapes)
     cast = [referent]
+    if level == "shapes":
+        others = rng.permutation([shape for shape in SHAPES if shape != referent.shape])[: rng.integers(2, 4)]
+        return cast + [Kind(referent.size, referent.colour, str(shape)) for shape in others]
     if level == "attributes":
         differences = rng.permutation(_ATTRIBUTES)[: rng.integers(2, 4)]
     else:

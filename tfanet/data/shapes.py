@@ -23,14 +23,13 @@ from tfanet.data.draw import draw_scene, jpeg
 from tfanet.data.language import Description, describe
 from tfanet.data.masks import polygons_to_mask
 from tfanet.data.refer import DATASETS
-from tfanet.data.scene import LEVELS, SHAPES, Scene, Thing, sample_scene
+from tfanet.data.scene import DEFAULT_LEVELS, LEVELS, SHAPES, Scene, Thing, sample_scene
 from tfanet.errors import UserError
 
 DEFAULT_ROOT = Path("data/shapes")
-DEFAULT_LEVELS = ("attributes", "positions")
 RECORD = "shapes.json"
 
-_VERSION = 1
+_VERSION = 2
 _SPLITS = {"train": 0, "val": 1, "testA": 2, "testB": 3, "test": 4}
 _REFERENT_SHAPES = {"testA": ("circle", "square", "triangle"), "testB": ("star", "cross", "heart")}
 _IMAGES = Path("images/mscoco/images/train2014")
@@ -119,9 +118,18 @@ def render_pair(
 
 
 def ensure_shapes(root: str | Path = DEFAULT_ROOT) -> Path:
-    """The folder of a synthetic data set: as it is where there is one, else made with every default."""
+    """The folder of a synthetic data set: as it is where there is one, else made with every default.
+
+    Raises `UserError` where another version of this package made it: its figures are not this version's.
+    """
     root = Path(root)
-    return root if (root / RECORD).is_file() else write_shapes(root)
+    if not (root / RECORD).is_file():
+        return write_shapes(root)
+    if (_record(root) or {}).get("version") != _VERSION:
+        raise UserError(
+            f"{root} was drawn by another version of tfanet; renew it: tfanet-data make {root} --force"
+        )
+    return root
 
 
 def write_shapes(
@@ -181,17 +189,22 @@ def _is_done(root: Path, record: dict[str, Any], force: bool) -> bool:
         return False
     if not (root / RECORD).is_file():
         raise UserError(f"{root} exists and is not a synthetic data set; choose another folder")
-    try:
-        existing = json.loads((root / RECORD).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        existing = None
-    if existing == record:
+    if _record(root) == record:
         return True
     if not force:
         raise UserError(
             f"{root} holds a synthetic data set of other parameters; choose another folder or add --force"
         )
     return False
+
+
+def _record(root: Path) -> dict[str, Any] | None:
+    """What the folder's set was made with; None where that cannot be read."""
+    try:
+        found = json.loads((root / RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def _write(root: Path, dataset: str, levels: Sequence[str], counts: dict[str, int], seed: int) -> None:
