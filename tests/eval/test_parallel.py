@@ -71,7 +71,7 @@ def test_several_processes_give_what_one_gives_and_go_on_where_it_stopped(comman
 
 
 def test_ctrl_c_ends_all_of_them_and_the_file_goes_on(command, checkpoint, shapes_root):
-    common = ["--engine", str(checkpoint), "--data", str(shapes_root), "--image-size", "256"]
+    common = ["--engine", str(checkpoint), "--data", str(shapes_root), "--image-size", "384"]
     assert command(main, *common, "--results", "whole.jsonl").code == 0
     arguments = [*common, "--results", "stopped.jsonl"]
     child = subprocess.Popen(
