@@ -74,8 +74,10 @@ def test_ctrl_c_ends_all_of_them_and_the_file_goes_on(command, checkpoint, shape
     common = ["--engine", str(checkpoint), "--data", str(shapes_root), "--image-size", "384"]
     assert command(main, *common, "--results", "whole.jsonl").code == 0
     arguments = [*common, "--results", "stopped.jsonl"]
+    # A shell has what it runs in the background ignore Ctrl-C, the tests perhaps, and children inherit that.
+    hears = f"import signal; signal.signal(signal.SIGINT, signal.default_int_handler); {CODE}"
     child = subprocess.Popen(
-        [sys.executable, "-c", CODE, *arguments, "--workers", "2"],
+        [sys.executable, "-c", hears, *arguments, "--workers", "2"],
         stderr=subprocess.PIPE,
         start_new_session=True,
         text=True,
