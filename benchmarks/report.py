@@ -13,7 +13,7 @@ from typing import Any
 
 from tfanet.console import say
 from tfanet.errors import UserError
-from tfanet.files import atomic_path, write_json
+from tfanet.files import write_json, write_text
 
 RESULTS = Path(__file__).resolve().parent / "results"
 PACKAGES = ("tfanet", "torch", "onnxruntime-gpu", "onnxruntime", "onnx", "numpy")
@@ -93,8 +93,7 @@ def write(
     parts = [f"# {name}\n\n{head}", *(table.markdown() for table in tables)]
     parts += ["".join(f"- {note}\n" for note in notes)] if notes else []
     text, figures = folder / f"{stem}.md", folder / f"{stem}.json"
-    with atomic_path(text) as temporary:
-        temporary.write_text("\n".join(parts), encoding="utf-8")
+    write_text(text, "\n".join(parts))
     write_json(figures, {"about": about, "results": data})
     return [text, figures]
 

@@ -9,6 +9,11 @@ import numpy as np
 from tfanet.data.masks import overlap
 
 
+def quotient(part: float, whole: float) -> float:
+    """`part / whole`; 0 where the whole is 0."""
+    return part / whole if whole else 0.0
+
+
 class Overlaps:
     """Intersection and union of every sample, in whole pixels; figures are made of them only at the end."""
 
@@ -29,7 +34,7 @@ class Overlaps:
 
     def iou(self, intersection: int, union: int) -> float:
         """IoU, 0..1, of one sample; 0 where both masks are empty."""
-        return intersection / union if union else 0.0
+        return quotient(intersection, union)
 
     def overall(self, intersections: int, unions: int, count: int) -> float:
         """oIoU, 0..1, of the sums over `count` samples."""

@@ -25,7 +25,6 @@ app.command()(drift)
 _COLUMNS = ("split", "mIoU", "oIoU", "P@0.5", "P@0.6", "P@0.7", "P@0.8", "P@0.9", "count")
 _TIMES = ("ms per image", "p95 ms")
 _PARITY = ("Δ mIoU", "max logit error", "mask agreement")
-_SHEET_CELLS = 12
 
 
 @app.callback(invoke_without_command=True)
@@ -135,7 +134,10 @@ def evaluate_engine(
     if results is not None:
         say(f"wrote {results}")
     if sheet is not None:
-        _write_sheet(request, sheet)
+        from tfanet_eval.prediction import write_sheet
+
+        write_sheet(request, sheet, f"{request.engine.name} · {request.dataset} {request.splits[0]}")
+        say(f"wrote {sheet}")
     if report_file is not None:
         _write_report(request, found, report_file)
     if json_file is not None:
@@ -204,19 +206,6 @@ def _print_breakdown(found: dict[str, Evaluation]) -> None:
             row["mIoU 95 %"] = " .. ".join(f"{100 * bound:.2f}" for bound in row["interval"])
         columns = ("group", "mIoU", "mIoU 95 %", "oIoU", "P@0.5", "P@0.7", "P@0.9", "count")
         tables.show(rows, columns, f"parts of {name}")
-
-
-def _write_sheet(request: Request, sheet: Path) -> None:
-    from tfanet.pictures import contact_sheet, save_picture
-    from tfanet_engines import open_engine
-    from tfanet_eval.prediction import prediction_cells
-
-    split, pairs = next(iter(request.datasets().items()))
-    with open_engine(request.engine, image_size=request.image_size, trust=request.trust) as engine:
-        cells = prediction_cells(engine, pairs, _SHEET_CELLS)
-    title = f"{request.engine.name} · {request.dataset} {split}"
-    save_picture(contact_sheet(cells, title=title), sheet)
-    say(f"wrote {sheet}")
 
 
 def _write_report(request: Request, found: dict[str, Evaluation], page: Path) -> None:

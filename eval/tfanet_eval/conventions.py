@@ -14,6 +14,7 @@ import numpy as np
 
 from tfanet.data.images import logits_to_size, resize_mask
 from tfanet.errors import UserError
+from tfanet.overlaps import quotient
 
 if TYPE_CHECKING:
     from tfanet.data.refer import Expression
@@ -58,11 +59,11 @@ class Convention:
 
     def iou(self, intersection: int, union: int) -> float:
         """IoU, 0..1, of one sample's pixel counts."""
-        return _quotient(intersection, union + self.epsilon)
+        return quotient(intersection, union + self.epsilon)
 
     def overall(self, intersections: int, unions: int, count: int) -> float:
         """oIoU, 0..1, of the sums over `count` samples; ReMamber adds its epsilon to the mean union."""
-        return _quotient(intersections, unions + self.epsilon * count)
+        return quotient(intersections, unions + self.epsilon * count)
 
     def reaches(self, intersection: int, union: int, threshold: float) -> bool:
         """Whether a sample counts for P@`threshold`."""
@@ -112,10 +113,6 @@ def convention_named(name: str) -> Convention:
     if name not in CONVENTIONS:
         raise UserError(f"unknown convention {name!r}; known: {', '.join(CONVENTIONS)}")
     return CONVENTIONS[name]
-
-
-def _quotient(part: float, whole: float) -> float:
-    return part / whole if whole else 0.0
 
 
 def _logit(probability: float) -> float:

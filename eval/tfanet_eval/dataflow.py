@@ -50,15 +50,14 @@ def draw_preset(
 ) -> None:
     """Run the preset on the meta device and draw what flows between its parts."""
     from tfanet.errors import UserError
-    from tfanet.files import atomic_path, require_writable
+    from tfanet.files import require_writable, write_text
 
     if out.suffix != ".svg":
         raise UserError(f"{out} is not the name of an SVG; it must end in .svg")
     require_writable(out)
     from tfanet_eval.flow import measure
 
-    with atomic_path(out) as temporary:
-        temporary.write_text(draw(measure(preset)), encoding="utf-8")
+    write_text(out, draw(measure(preset)))
     say(f"wrote {out}")
 
 

@@ -16,7 +16,6 @@ from tfanet_engines.targets import sm
 
 if TYPE_CHECKING:
     from tfanet_engines.build import BuildReport
-    from tfanet_eval.runs import Request
 
 app = new_app("Export, build and evaluate one checkpoint in every format, in one table.")
 
@@ -26,7 +25,6 @@ COLUMNS = (
     "engine", "mIoU", "oIoU", "P@0.5", "P@0.7", "P@0.9", "max logit error", "mask agreement", "ms per image",
     "speedup", "MB",
 )  # fmt: skip
-_SHEET_CELLS = 12
 
 
 @app.command()
@@ -39,7 +37,7 @@ def demo(
     limit: Annotated[int, typer.Option(min=1, help="Expressions a split.")] = 100,
 ) -> None:
     """Exit 1, after the table, when a model is not within its parity bounds."""
-    from tfanet.files import require_writable, write_json
+    from tfanet.files import require_writable, write_json, write_text
 
     for name in ("table.json", "table.md", "predictions.png"):
         require_writable(out / name)
@@ -48,6 +46,7 @@ def demo(
     from tfanet.weights import bundled
     from tfanet_eval import tables
     from tfanet_eval.benchmark import NOT_RUN, OK, benchmark, failures, onnx_pair, require, shuffled_miou
+    from tfanet_eval.prediction import write_sheet
     from tfanet_eval.runs import Request
 
     checkpoint, root = checkpoint or bundled("tiny"), data or ensure_shapes()
@@ -68,8 +67,8 @@ def demo(
     say(reads)
     summary = {"title": title, "rows": tables.chosen(shown, COLUMNS), "control_shuffled_miou": shuffled}
     write_json(out / "table.json", summary)
-    _write_text(out / "table.md", f"{tables.markdown(shown, COLUMNS)}\n{title}.\n{reads}.\n")
-    _write_pictures(reference.of(single), out / "predictions.png")
+    write_text(out / "table.md", f"{tables.markdown(shown, COLUMNS)}\n{title}.\n{reads}.\n")
+    write_sheet(reference.of(single), out / "predictions.png", f"TFANet in ONNX Runtime, {SPLITS[0]}")
     say(f"wrote {out / 'table.json'}, {out / 'table.md'} and {out / 'predictions.png'}")
     require(failures(rows, strangers=True))
     say("parity with PyTorch: every model that ran here is within its bounds")
@@ -95,24 +94,6 @@ def _print_proof(report: BuildReport) -> None:
         f"({100 * proof.half_weight_share:.1f} %), and so are the outputs of "
         f"{100 * proof.half_layer_share:.1f} % of the layers"
     )
-
-
-def _write_text(path: Path, text: str) -> None:
-    from tfanet.files import atomic_path
-
-    with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
-def _write_pictures(request: Request, path: Path) -> None:
-    from tfanet.pictures import contact_sheet, save_picture
-    from tfanet_engines import open_engine
-    from tfanet_eval.prediction import prediction_cells
-
-    dataset = request.datasets()[SPLITS[0]]
-    with open_engine(request.engine) as engine:
-        cells = prediction_cells(engine, dataset, _SHEET_CELLS)
-    save_picture(contact_sheet(cells, title=f"TFANet in ONNX Runtime, {dataset.split}"), path)
 
 
 if __name__ == "__main__":

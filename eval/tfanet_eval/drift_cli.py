@@ -44,7 +44,7 @@ def drift(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write every figure here.")] = None,
 ) -> None:
     """Show block by block where FP16 error enters; with --propose, find the blocks to keep FP32."""
-    from tfanet.files import atomic_path, require_file, require_writable, write_json
+    from tfanet.files import require_file, require_writable, write_json, write_text
 
     if not fp16:
         raise UserError("say which precision to look into: --fp16")
@@ -76,8 +76,7 @@ def drift(
     if why_none:
         say(f"no plan was looked into: {why_none}")
     if svg is not None:
-        with atomic_path(svg) as temporary:
-            temporary.write_text(draw(found, f"{source.name} in FP16, block by block"), "utf-8")
+        write_text(svg, draw(found, f"{source.name} in FP16, block by block"))
         say(f"wrote {svg}")
     if json_file is not None:
         write_json(

@@ -1,8 +1,9 @@
-"""One picture and one sentence through an engine."""
+"""One picture and one sentence through an engine, and sheets of such pairs."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
     from tfanet.data.refer import ReferDataset
     from tfanet.pictures import Cell
     from tfanet_engines.engine import Engine
+    from tfanet_eval.runs import Request
+
+SHEET_CELLS = 12
+"""Samples on a sheet."""
 
 
 def predict(engine: Engine, picture: Image.Image, sentence: str, *, strict: bool = True) -> np.ndarray:
@@ -47,6 +52,17 @@ def prediction_cells(engine: Engine, dataset: ReferDataset, count: int) -> list[
         iou = SegmentationMetrics().update(mask, truth)
         cells.append(Cell(picture, expression.sentence, mask, truth, iou))
     return cells
+
+
+def write_sheet(request: Request, path: Path, title: str) -> None:
+    """Write a contact sheet of what the request's engine predicts on its first split."""
+    from tfanet.pictures import contact_sheet, save_picture
+    from tfanet_engines import open_engine
+
+    dataset = request.datasets()[request.splits[0]]
+    with open_engine(request.engine, image_size=request.image_size, trust=request.trust) as engine:
+        cells = prediction_cells(engine, dataset, SHEET_CELLS)
+    save_picture(contact_sheet(cells, title=title), path)
 
 
 def spread(total: int, count: int) -> Iterable[int]:

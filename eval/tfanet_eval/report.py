@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from tfanet.errors import UserError
-from tfanet.files import atomic_path
+from tfanet.files import write_text
 from tfanet_eval import charts
 from tfanet_eval.accuracy import Evaluation
 from tfanet_eval.conventions import convention_named
@@ -104,8 +104,7 @@ def write_report(
         "date": datetime.date.today().isoformat(),
     }
     text = _template().render(values)
-    with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_text(path, text)
 
 
 def results_of(request: Request, found: Mapping[str, Evaluation]) -> list[Results]:

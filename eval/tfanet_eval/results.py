@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tfanet.errors import UserError
-from tfanet.files import atomic_path, require_file, require_writable
+from tfanet.files import require_file, require_writable, write_text
 from tfanet_engines.parity import ParityFigures
 from tfanet_eval.conventions import convention_named
 
@@ -144,8 +144,7 @@ class ResultsFile:
     def _write(self, records: Sequence[Record]) -> None:
         head = {"format": FORMAT, "version": VERSION, "run": self._run, "environment": self._environment}
         lines = [json.dumps(head) + "\n", *map(self._line, records)]
-        with atomic_path(self.path) as temporary:
-            temporary.write_text("".join(lines), encoding="utf-8")
+        write_text(self.path, "".join(lines))
 
     def _check(self, found: Results) -> None:
         pairs = {name: (value, found.run.get(name)) for name, value in self._run.items()}

@@ -281,7 +281,7 @@ def _reach(segmentation: Any, height: int, width: int) -> float:
 
 
 def _check_pictures(report: Report, files: ReferFiles, image_ids: list[int], decode: bool) -> None:
-    paths = {image_id: files.image_folder / files.images[image_id]["file_name"] for image_id in image_ids}
+    paths = {image_id: files.image_path(image_id) for image_id in image_ids}
     missing = missing_files(paths.values())
     report.add("missing pictures", (str(path) for path in paths.values() if path in missing))
 

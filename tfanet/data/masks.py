@@ -25,11 +25,7 @@ def segmentation_to_mask(segmentation: Any, height: int, width: int) -> np.ndarr
 
 def segmentation_area(segmentation: Any, height: int, width: int) -> int:
     """The pixels of `segmentation_to_mask`, which for polygons need not be drawn; raises as that does."""
-    if (
-        isinstance(segmentation, list)
-        and segmentation
-        and all(isinstance(part, list) for part in segmentation)
-    ):
+    if _lists_only(segmentation):
         from pycocotools import mask
 
         coco: Any = mask

@@ -27,7 +27,7 @@ from tfanet.data.images import open_image, resize_image, resize_mask
 from tfanet.data.masks import segmentation_to_mask
 from tfanet.data.refer import Expression, ReferDataset, ReferFiles
 from tfanet.errors import UserError
-from tfanet.files import atomic_folder, write_json
+from tfanet.files import atomic_folder, sha256, write_json
 
 _VERSION = 1
 _INDEX, _IMAGES, _MASKS = "index.json", "images.bin", "masks.bin"
@@ -40,7 +40,7 @@ def identity(files: ReferFiles) -> str:
     """SHA-256 of the refs and instances files, and of the names and sizes in bytes of the pictures used."""
     digest = hashlib.sha256()
     for path in (files.refs_path, files.instances_path):
-        digest.update(hashlib.sha256(path.read_bytes()).digest())
+        digest.update(sha256(path).encode())
     used = {files.images[ref["image_id"]]["file_name"] for ref in files.refs if not files.fault(ref)}
     for name in sorted(used):
         try:
@@ -199,7 +199,7 @@ class PackedPictures:
     def _require_same(self, files: ReferFiles) -> None:
         """That decoding still gives the packed numbers, on three entries: another Pillow may not."""
         for image_id in _spread(self._image_rows):
-            path = files.image_folder / files.images[image_id]["file_name"]
+            path = files.image_path(image_id)
             decoded = resize_image(open_image(path, upright=False), self.image_size)
             if not np.array_equal(decoded, self.image(image_id)):  # pyright: ignore
                 raise UserError(f"{path} gives other pixels than {self.folder} holds; {self._again}")

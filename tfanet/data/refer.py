@@ -104,6 +104,7 @@ class ReferFiles:
         return None
 
     def image_path(self, image_id: int) -> Path:
+        """Where the picture of an image should lie."""
         return self.image_folder / self.images[image_id]["file_name"]
 
 
@@ -289,7 +290,7 @@ def _expressions(ref: dict[str, Any], files: ReferFiles) -> Iterator[Expression]
             image_id=ref["image_id"],
             sent_id=sentence["sent_id"],
             sentence=sentence_text(sentence),
-            image_path=files.image_folder / image["file_name"],
+            image_path=files.image_path(ref["image_id"]),
             height=image["height"],
             width=image["width"],
             category=files.categories.get(annotation["category_id"], "unknown"),

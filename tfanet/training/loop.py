@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from tfanet.checkpoint import save_model
 from tfanet.console import bar, note, say
 from tfanet.errors import UserError, VerificationError
-from tfanet.files import atomic_path
+from tfanet.files import write_text
 from tfanet.model import TFANet
 from tfanet.overlaps import Overlaps
 from tfanet.pictures import Cell
@@ -144,8 +144,7 @@ class _Run:
             count = len(pairs)  # pyright: ignore[reportArgumentType]
             lines.append(f"{name},{count},{100 * figures['val_miou']:.2f},{100 * figures['val_oiou']:.2f}")
         if self.processes.first:
-            with atomic_path(self.out / "splits.csv") as temporary:
-                temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+            write_text(self.out / "splits.csv", "\n".join(lines) + "\n")
             for line in lines:
                 split, *values = line.split(",")
                 say(f"{split:<8}" + "".join(f"{value:>13}" for value in values))

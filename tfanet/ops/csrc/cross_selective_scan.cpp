@@ -30,38 +30,8 @@ struct Tile {
   float sum[TILE][LANES];  // y of the tile's tokens
 };
 
-namespace baseline {
-#define VECTOR 4
-#include "cross_selective_scan_part.inc"
-}  // namespace baseline
-
-#ifdef TFANET_AVX2
-#pragma GCC push_options
-#pragma GCC target("avx2,fma")
-namespace avx2 {
-#define VECTOR 8
-#include "cross_selective_scan_part.inc"
-}  // namespace avx2
-#pragma GCC pop_options
-#pragma GCC push_options
-#pragma GCC target("avx512f,avx2,fma")
-namespace avx512 {
-#define VECTOR 16
-#include "cross_selective_scan_part.inc"
-}  // namespace avx512
-#pragma GCC pop_options
-#endif
-
-using RunTile = void (*)(const Direction&, const float* const*, int, int64_t, int64_t, Tile&,
-                         float (*)[LANES]);
-
-RunTile tile_for_this_processor() {
-#ifdef TFANET_AVX2
-  if (has_avx512()) return avx512::run_tile;
-  if (has_avx2()) return avx2::run_tile;
-#endif
-  return baseline::run_tile;
-}
+#define PART "cross_selective_scan_part.inc"
+#include "each_set.inc"
 
 // The pixels of a map in a direction's order of time.
 class Traversal {
@@ -113,7 +83,7 @@ int64_t part_count(const Sizes& sizes) {
 }
 
 void run_part(const CrossScan& scan, int64_t part) {
-  static const RunTile run_tile = tile_for_this_processor();
+  static const auto run_tile = FASTEST(run_tile);
   const auto [batch, height, width, channels, rank, states] = scan.sizes;
   const int64_t length = height * width, blocks = (channels + LANES - 1) / LANES;
   const int64_t picture = part / blocks, first = part % blocks * LANES;

@@ -1,5 +1,6 @@
-// The instruction sets that a kernel is compiled for: the compiler's own, and where `TFANET_AVX2` is defined
-// AVX2 with FMA and AVX-512 besides.
+// The instruction sets that a kernel is compiled for (`each_set.inc`): the compiler's own, and where
+// `TFANET_AVX2` is defined AVX2 with FMA and AVX-512 besides. FASTEST(name) is the function of that name for the
+// best of them that this processor has.
 
 #pragma once
 
@@ -7,24 +8,15 @@
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(TFANET_BASELINE)
 #define TFANET_AVX2
-#endif
+#define FASTEST(name) (tfanet::has_avx512() ? avx512::name : tfanet::has_avx2() ? avx2::name : baseline::name)
 
 namespace tfanet {
 
-inline bool has_avx2() {
-#ifdef TFANET_AVX2
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-#else
-  return false;
-#endif
-}
+inline bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
 
-inline bool has_avx512() {
-#ifdef TFANET_AVX2
-  return has_avx2() && __builtin_cpu_supports("avx512f");
-#else
-  return false;
-#endif
-}
+inline bool has_avx512() { return has_avx2() && __builtin_cpu_supports("avx512f"); }
 
 }  // namespace tfanet
+#else
+#define FASTEST(name) baseline::name
+#endif

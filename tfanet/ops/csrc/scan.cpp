@@ -56,27 +56,8 @@ void read_rates(const Scan& scan, const Block& block, float (*A)[LANES]) {
       A[n][lane] = lane < block.count ? block.A[lane * scan.states + n] : 0;
 }
 
-namespace baseline {
-#define VECTOR 4
-#include "scan_part.inc"
-}  // namespace baseline
-
-#ifdef TFANET_AVX2
-#pragma GCC push_options
-#pragma GCC target("avx2,fma")
-namespace avx2 {
-#define VECTOR 8
-#include "scan_part.inc"
-}  // namespace avx2
-#pragma GCC pop_options
-#pragma GCC push_options
-#pragma GCC target("avx512f,avx2,fma")
-namespace avx512 {
-#define VECTOR 16
-#include "scan_part.inc"
-}  // namespace avx512
-#pragma GCC pop_options
-#endif
+#define PART "scan_part.inc"
+#include "each_set.inc"
 
 Block block_of(const Scan& scan, int64_t sequence, int64_t first) {
   const auto at = [&](const Rows& rows) {
@@ -103,11 +84,7 @@ extern "C" __attribute__((visibility("default"))) int tfanet_scan(
   const Scan scan{batch, length, channels, states, reverse != 0, {raw, raw_sequence, raw_row},
                   {u, u_sequence, u_row}, {}, A, B, C};
   const int64_t blocks = (channels + LANES - 1) / LANES;
-#ifdef TFANET_AVX2
-  const auto run = has_avx512() ? avx512::scan_block : has_avx2() ? avx2::scan_block : baseline::scan_block;
-#else
-  const auto run = baseline::scan_block;
-#endif
+  const auto run = FASTEST(scan_block);
   return run_parts(batch * blocks, threads, [&](int64_t part) {
     const int64_t sequence = part / blocks, first = part % blocks * LANES;
     run(scan, block_of(scan, sequence, first), out + sequence * out_sequence + first, out_row);
@@ -122,11 +99,7 @@ extern "C" __attribute__((visibility("default"))) int tfanet_scan_gradients(
   using namespace tfanet;
   const Scan scan{batch, length, channels, states, reverse != 0, {raw, raw_sequence, raw_row},
                   {u, u_sequence, u_row}, {dout, dout_sequence, dout_row}, A, B, C};
-#ifdef TFANET_AVX2
-  const auto run = has_avx512() ? avx512::gradient_block : has_avx2() ? avx2::gradient_block : baseline::gradient_block;
-#else
-  const auto run = baseline::gradient_block;
-#endif
+  const auto run = FASTEST(gradient_block);
   // A part is a whole sequence: its blocks add to the same gradients of B and C.
   return run_parts(batch, threads, [&](int64_t sequence) {
     const std::unique_ptr<Token[]> tokens(new Token[length]);
