@@ -116,7 +116,9 @@ def test_every_way_runs_on_a_cpu_or_says_why_not(tmp_path, monkeypatch):
         (folder / "model" / name).write_text(code)
     monkeypatch.setitem(PRESETS, "small", small_runs.SMALL)
     compiled = []
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compiled.append(type(module).__name__))
+    monkeypatch.setattr(
+        torch.nn.Module, "compile", lambda module, dynamic: compiled.append(type(module).__name__)
+    )
     path, place = list(sys.path), Path.cwd()
     found = measure.rivals("small", 2, "fp32", CPU, folder)
     rows = training_gpu.report_on(found, 2, lambda step: [step()], Gauge(), ABOUT, tmp_path)
@@ -131,7 +133,8 @@ def test_every_way_runs_on_a_cpu_or_says_why_not(tmp_path, monkeypatch):
     ]
     assert [row.name for row in rows] == names
     assert {row.name: row.why for row in rows if not row.seconds} == {"mamba_ssm": "it needs CUDA"}
-    assert compiled == ["TFANet"]
+    assert compiled.count("VSSBlock") == sum(small_runs.SMALL.vmamba_depths)
+    assert compiled[-1] == "WFDM"
     for row in rows:
         if row.seconds and row.name != "ReMamber":
             assert row.loss == pytest.approx(rows[0].loss, rel=1e-4)

@@ -18,7 +18,6 @@ import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from torchvision.ops import StochasticDepth
 
 from tfanet.config import TFANetConfig
 from tfanet.errors import UserError
@@ -112,6 +111,27 @@ class Mlp(nn.Module):
         return channels_first(self.fc2(F.gelu(self.fc1(channels_last(x)))))
 
 
+class StochasticDepth(nn.Module):
+    """In training a sample's branch is 0 with probability p, 0 <= p < 1, else 1 / (1 - p) times itself.
+
+    As torchvision's, whose p is a constant of compiled code: here blocks that differ in p alone share it.
+    """
+
+    survival: Tensor
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.drops = p > 0
+        self.register_buffer("survival", torch.tensor(1 - p), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] -> the same."""
+        if not (self.training and self.drops):
+            return x
+        kept = torch.rand(len(x), 1, 1, 1, device=x.device) < self.survival
+        return x * (kept / self.survival).to(x.dtype)
+
+
 class VSSBlock(nn.Module):
     """x + SS2D(LN(x)), then x + MLP(LN(x))."""
 
@@ -121,7 +141,7 @@ class VSSBlock(nn.Module):
         self.op = SS2D(dim, int(config.ssm_ratio * dim), state=config.ssm_state)
         self.norm2 = LayerNorm2d(dim)
         self.mlp = Mlp(dim, int(config.mlp_ratio * dim))
-        self.drop_path = StochasticDepth(drop_path, "row")
+        self.drop_path = StochasticDepth(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.drop_path(self.op(self.norm(x)))

@@ -7,6 +7,7 @@ import os
 import resource
 import signal
 from collections.abc import Iterable
+from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 
@@ -14,11 +15,13 @@ import pytest
 import torch
 from small_runs import OPTIONS, SMALL, Squares, losses, small_model, smallest_model
 from torch import nn
+from torch._dynamo import lookup_backend
 
 from tfanet.errors import UserError, VerificationError
-from tfanet.training.loop import train
+from tfanet.training.loop import evaluate, train
 from tfanet.training.processes import Processes
 from tfanet.training.steps import Stepper
+from tfanet.vmamba import StochasticDepth
 
 
 def part(items: Iterable[int]) -> dict[str, torch.Tensor]:
@@ -137,15 +140,67 @@ def test_a_run_in_fp16_goes_on_with_its_scale_and_in_no_other_precision(tmp_path
 
 
 @pytest.mark.slow
-def test_the_compiled_model_is_one_graph_with_the_same_gradients(plain, monkeypatch):
-    """Traced with its gradients; a compiler of kernels would take many minutes more on a CPU."""
-    traced = partial(torch.compile, backend="aot_eager", fullgraph=True)
-    monkeypatch.setattr(torch, "compile", traced)
+def test_the_compiled_parts_have_the_same_gradients(plain, monkeypatch):
+    """Each in one graph, traced with its gradients, kernels left to the next test; validation adds none."""
+    graphs = []
+
+    def backend(module, inputs):
+        graphs.append(module)
+        return lookup_backend("aot_eager")(module, inputs)
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend, fullgraph=True))
     other, loss = one_step(compile=True)
-    assert other.model._compiled_call_impl is not None
     assert loss == pytest.approx(plain[1], rel=1e-5)
     for one, two in zip(plain[0].model.parameters(), other.model.parameters(), strict=True):
         torch.testing.assert_close(two.grad, one.grad, rtol=1e-4, atol=1e-5)
+    config, count = other.model.config, len(graphs)
+    stages = len(config.vmamba_dims)
+    assert stages <= count <= 3 * stages + 2  # those of equal sizes share
+    with torch.no_grad():
+        evaluate(other, Squares(3), lambda pairs, batches: map(part, batches), 0)
+    assert len(graphs) == count
+
+
+@pytest.mark.slow
+def test_a_compiled_block_computes_the_same():
+    """With the compiler's own kernels, which for a whole model take many minutes on a CPU."""
+    block = small_model().vmamba.stages[0].blocks[0].train()
+    compiled = deepcopy(block)
+    compiled.compile(dynamic=False)
+    x = torch.rand(2, 8, 8, 8, generator=torch.Generator().manual_seed(0))
+    inputs = [x.clone().requires_grad_() for _ in range(2)]
+    for module, given in zip((block, compiled), inputs, strict=True):
+        module(given).square().sum().backward()
+    torch.testing.assert_close(inputs[1].grad, inputs[0].grad, rtol=1e-4, atol=1e-5)
+    for one, two in zip(block.parameters(), compiled.parameters(), strict=True):
+        torch.testing.assert_close(two.grad, one.grad, rtol=1e-4, atol=1e-5)
+
+
+def test_blocks_that_differ_in_their_depth_rate_share_compiled_code():
+    model = small_model(replace(SMALL, vmamba_depths=(4, 1, 1, 1), drop_path=0.5)).train()
+    graphs = []
+
+    def backend(module, inputs):
+        graphs.append(module)
+        return module.forward
+
+    x = torch.ones(2, 8, 8, 8)
+    for block in model.vmamba.stages[0].blocks:
+        block.compile(dynamic=False, backend=backend)
+        x = block(x)
+    assert len(graphs) == 2  # the first rate is 0: nothing is drawn
+
+
+def test_stochastic_depth_keeps_the_mean():
+    branch = StochasticDepth(0.25)
+    x = torch.ones(4000, 2, 1, 1)
+    torch.manual_seed(0)
+    y = branch.train()(x)
+    assert set(y.flatten().tolist()) == {0.0, torch.tensor(1 / 0.75).item()}
+    assert torch.equal(y[:, 0], y[:, 1])
+    assert y.mean().item() == pytest.approx(1, abs=0.03)  # a deviation of the mean is 0.009
+    assert branch.eval()(x) is x
+    assert StochasticDepth(0.0).train()(x) is x
 
 
 def test_frozen_parts_stay():
