@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -52,6 +53,24 @@ def shapes_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     counts = {"train": 16, "val": 6, "testA": 4, "testB": 4}
     return write_shapes(tmp_path_factory.mktemp("data") / "shapes", counts=counts)
+
+
+@pytest.fixture(scope="session")
+def gref_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A synthetic G-Ref with both of its divisions. Do not change it.
+
+    refs(umd).p has train, val and test; refs(google).p has the same references by object, in train and val:
+    those of umd's val are google's train.
+    """
+    from tfanet.data.shapes import write_shapes
+
+    counts = {"train": 6, "val": 4, "test": 2}
+    root = write_shapes(tmp_path_factory.mktemp("data") / "gref", "refcocog", counts=counts)
+    refs = pickle.loads((root / "refcocog/refs(umd).p").read_bytes())
+    for ref in refs:
+        ref["split"] = "train" if ref["split"] == "val" else "val"
+    (root / "refcocog/refs(google).p").write_bytes(pickle.dumps(refs))
+    return root
 
 
 @pytest.fixture(scope="session")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import typer
 
 ROOT = Path(__file__).resolve().parent.parent
 ORDER = ("tfanet", "tfanet_plugins", "tfanet_engines", "tfanet_export", "tfanet_eval")
@@ -109,6 +111,21 @@ def test_commands_are_installed_and_help(command):
     done = subprocess.run([Path(sys.executable).parent / command, "--help"], capture_output=True, text=True)
     assert done.returncode == 0
     assert "Usage: " in done.stdout
+
+
+def test_whoever_reads_a_data_set_is_told_how_it_is_split():
+    """`--split-by` follows `--dataset` in every command that reads one, in the same words."""
+    found = {}
+    for module in set(COMMANDS.values()):
+        group = typer.main.get_command(importlib.import_module(module).app)
+        for command in (group, *getattr(group, "commands", {}).values()):
+            names = [option.name for option in command.params]
+            if "dataset" in names:
+                after = command.params[names.index("dataset") + 1]
+                found[module, command.name] = after.name, getattr(after, "help", "")
+    assert found.pop(("tfanet.data.cli", "make"))[0] != "split_by"  # it writes one
+    assert len(found) == 7
+    assert set(found.values()) == {("split_by", "Refs file: unc, umd or google [unc; umd for refcocog].")}
 
 
 def test_files_are_at_most_400_lines():

@@ -33,6 +33,9 @@ def compare_engines(
         Path | None, typer.Option(help="REFER folder; the synthetic one is made if absent.")
     ] = None,
     dataset: Annotated[str, typer.Option(help="refcoco, refcoco+ or refcocog.")] = "refcoco",
+    split_by: Annotated[
+        str | None, typer.Option(help="Refs file: unc, umd or google [unc; umd for refcocog].")
+    ] = None,
     split: Annotated[list[str] | None, typer.Option(help="val, testA, testB; may be repeated [val].")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N expressions of a split.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Images a call; times are those of such calls.")] = 1,
@@ -62,12 +65,15 @@ def compare_engines(
     else:
         files = [*onnx_pair(bundled("tiny"), Path("tiny"), reuse=True), *sorted(Path().glob("tiny*.plan"))]
     root, splits = data or ensure_shapes(), tuple(dict.fromkeys(split or ["val"]))
-    eager = Request(checkpoint, None, root, dataset, splits, limit=limit, batch=batch, trust=trust)
+    eager = Request(
+        checkpoint, None, root, dataset, splits, limit=limit, batch=batch, trust=trust, split_by=split_by
+    )
     eager.datasets()
     rows = benchmark([eager, *map(eager.of, files)])
     shown = [row.to_dict() for row in rows]
     title = (
-        f"{dataset} {', '.join(splits)}, calls of {batch}; shares in percent; the first row is PyTorch eager"
+        f"{eager.data_name} {', '.join(splits)}, calls of {batch}; shares in percent; "
+        "the first row is PyTorch eager"
     )
     brief = [row | {"status": row["status"].partition(":")[0]} for row in shown]
     tables.show(brief, _COLUMNS, title)

@@ -41,6 +41,9 @@ def evaluate_engine(
         Path | None, typer.Option(help="REFER folder; the synthetic one is made if absent.")
     ] = None,
     dataset: Annotated[str, typer.Option(help="refcoco, refcoco+ or refcocog.")] = "refcoco",
+    split_by: Annotated[
+        str | None, typer.Option(help="Refs file: unc, umd or google [unc; umd for refcocog].")
+    ] = None,
     split: Annotated[
         list[str] | None, typer.Option(help="val, testA, testB or test; may be repeated [val].")
     ] = None,
@@ -117,7 +120,7 @@ def evaluate_engine(
         raise UserError(f"--gate has nothing to compare with: {why_none}")
     request = Request(
         engine, against, data or ensure_shapes(), dataset, tuple(dict.fromkeys(split or ["val"])), image_size,
-        limit, batch, shuffle_sentences, convention, trust,
+        limit, batch, shuffle_sentences, convention, trust, split_by,
     )  # fmt: skip
     if rank is not None:
         found = parallel.run_in_ranks(request, results=results, resume=resume)
@@ -136,7 +139,7 @@ def evaluate_engine(
     if sheet is not None:
         from tfanet_eval.prediction import write_sheet
 
-        write_sheet(request, sheet, f"{request.engine.name} · {request.dataset} {request.splits[0]}")
+        write_sheet(request, sheet, f"{request.engine.name} · {request.data_name} {request.splits[0]}")
         say(f"wrote {sheet}")
     if report_file is not None:
         _write_report(request, found, report_file)
@@ -165,7 +168,7 @@ def _title(request: Request, found: dict[str, Evaluation]) -> str:
     processes = _processes(found)
     notes += [f"times with {processes} processes at once"] if processes > 1 else []
     notes += ["sentences SHUFFLED among pictures"] if request.shuffled else []
-    return f"{request.engine.name} on {request.dataset}: {', '.join(notes)}"
+    return f"{request.engine.name} on {request.data_name}: {', '.join(notes)}"
 
 
 def _processes(found: dict[str, Evaluation]) -> int:
@@ -225,6 +228,7 @@ def _summary(
         "engine": str(request.engine),
         "reference": str(request.reference) if request.reference else None,
         "dataset": request.dataset,
+        "split_by": request.chosen_split_by,
         "convention": request.convention,
         "shuffled_sentences": request.shuffled,
         "processes": _processes(found),

@@ -55,6 +55,7 @@ def compare_files(
     changed: Annotated[int, typer.Option(min=0, help="How many of the most changed to list.")] = 5,
 ) -> None:
     """Compare two results files on the expressions that both have, with 95 % intervals."""
+    from tfanet.data.refer import data_name
     from tfanet_eval import tables
     from tfanet_eval.metrics import FIGURES
     from tfanet_eval.results import read_results
@@ -66,7 +67,8 @@ def compare_files(
         for letter, file, figures in zip("AB", files, found["figures"], strict=True)
     ]
     count = found["better"] + found["worse"] + found["same"]
-    tables.show(rows, _COLUMNS, f"{count} expressions of {files[0].run['dataset']}, shares in percent")
+    name = data_name(files[0].run["dataset"], files[0].run["split_by"])
+    tables.show(rows, _COLUMNS, f"{count} expressions of {name}, shares in percent")
     for name in FIGURES:
         low, high = found["intervals"][name]
         difference = found["difference"][name]

@@ -14,6 +14,7 @@ from tfanet.console import say, working
 from tfanet.errors import UserError, VerificationError
 
 if TYPE_CHECKING:
+    from tfanet.data.refer import ReferDataset
     from tfanet.model import TFANet
     from tfanet_eval.drift import BlockDrift, Pair, Proposal
 
@@ -27,6 +28,9 @@ def drift(
         Path | None, typer.Option(help="REFER folder; the synthetic one is made if absent.")
     ] = None,
     dataset: Annotated[str, typer.Option(help="refcoco, refcoco+ or refcocog.")] = "refcoco",
+    split_by: Annotated[
+        str | None, typer.Option(help="Refs file: unc, umd or google [unc; umd for refcocog].")
+    ] = None,
     split: Annotated[str, typer.Option(help="val, testA, testB or test.")] = "val",
     pairs: Annotated[int, typer.Option(min=1, help="Pairs to measure the blocks on.")] = 4,
     image_size: Annotated[int | None, typer.Option(help="A multiple of 32 [the checkpoint's].")] = None,
@@ -53,6 +57,8 @@ def drift(
             require_writable(path)
 
     from tfanet.checkpoint import load_model
+    from tfanet.data.refer import ReferDataset, data_name
+    from tfanet.data.shapes import ensure_shapes
     from tfanet.weights import bundled
     from tfanet_eval.drift import guilty, measure
     from tfanet_eval.drift_chart import draw
@@ -67,7 +73,8 @@ def drift(
         given.require_fit(model)
         kept = given.keep_fp32
     wanted = max(pairs, search_pairs) if propose else pairs
-    samples = _pairs(model, data, dataset, split, wanted)
+    pictures = ReferDataset(ensure_shapes() if data is None else data, dataset, split, split_by)
+    samples = _pairs(model, pictures, wanted)
     with ExitStack() as stack:
         stack.enter_context(working(f"{min(pairs, len(samples))} pairs, block by block"))
         look, why_none = stack.enter_context(watched_plan(model, kept)) if plan else (None, "")
@@ -85,7 +92,8 @@ def drift(
         )
         say(f"wrote {json_file}")
     if propose is not None:
-        _propose(model, samples[:search_pairs], guilty(found), budget, propose, source, f"{dataset} {split}")
+        where = f"{data_name(dataset, pictures.split_by)} {split}"
+        _propose(model, samples[:search_pairs], guilty(found), budget, propose, source, where)
 
 
 def _propose(
@@ -127,14 +135,11 @@ def _summary(found: Proposal, blocks: int, pairs: int) -> str:
     )
 
 
-def _pairs(model: TFANet, data: Path | None, dataset: str, split: str, count: int) -> list[Pair]:
+def _pairs(model: TFANet, source: ReferDataset, count: int) -> list[Pair]:
     from tfanet.data.images import resize_image
-    from tfanet.data.refer import ReferDataset
-    from tfanet.data.shapes import ensure_shapes
     from tfanet.data.transforms import tokenize
     from tfanet_eval.drift import Pair
 
-    source = ReferDataset(ensure_shapes() if data is None else data, dataset, split)
     # Spread over the split: neighbours are sentences about one picture.
     places = sorted({i * len(source) // count for i in range(min(count, len(source)))})
     chosen = [source[i] for i in places]

@@ -36,7 +36,7 @@ def run_in_workers(
     shares = [replace(share, part=(place, workers), threads=threads) for place in range(workers)]
     with bar() as progress:
         task = progress.add_task(
-            f"{request.dataset} {', '.join(request.splits)}, {workers} processes",
+            f"{request.data_name} {', '.join(request.splits)}, {workers} processes",
             total=total, completed=len(share.done),
         )  # fmt: skip
         parts = in_children(_work, shares, lambda steps: progress.advance(task, steps))
@@ -92,7 +92,7 @@ def run_in_ranks(
     with joined(_device()) as (processes, _), opened(request) as models:
         share = share_of(request, results, resume, processes.world)
         _gathered(processes, share)
-        label = f"{request.dataset}, process 1 of {processes.world},"
+        label = f"{request.data_name}, process 1 of {processes.world},"
         mine = measure(models, replace(share, part=(0, processes.world), label=label))
         return whole(_gathered(processes, mine), share.file)
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from tfanet.data.refer import data_name
 from tfanet.errors import UserError
 from tfanet.files import write_text
 from tfanet_eval import charts
@@ -90,7 +91,7 @@ def write_report(
     figure = None if drift is None else _drift(drift)
     sheets, why_none = sheets_of(entries, trust=trust)
     values = {
-        "title": f"{first['dataset']}: {', '.join(first['splits'])}",
+        "title": f"{data_name(first['dataset'], first['split_by'])}: {', '.join(first['splits'])}",
         "subtitle": _subtitle(entries[0]),
         "tables": _tables(entries),
         "charts": _charts(entries),

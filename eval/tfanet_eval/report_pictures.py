@@ -102,7 +102,7 @@ def _draw(entries: Sequence[Entry], places: Sequence[int], trust: bool) -> dict[
     from tfanet.pictures import overlay
 
     run = entries[0].results.run
-    files = ReferFiles.load(run["data"], run["dataset"])
+    files = ReferFiles.load(run["data"], run["dataset"], run["split_by"])
     datasets = {split: ReferDataset.of(files, split) for split in run["splits"]}
     records = {place: entries[0].evaluation.records[place] for place in places}
     pictures = {place: _picture(datasets[record.split], record.index) for place, record in records.items()}

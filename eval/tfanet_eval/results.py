@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tfanet.data.refer import usual_split_by
 from tfanet.errors import UserError
 from tfanet.files import require_file, require_writable, write_text
 from tfanet_engines.parity import ParityFigures
@@ -174,7 +175,9 @@ def read_results(path: str | Path, *, unfinished: bool = False) -> Results:
         head = json.loads(lines[0]) if lines else json.loads(last)
         known = head["format"] == FORMAT
         version, run, environment = head["version"], head["run"], head["environment"]
-    except (ValueError, TypeError, KeyError) as error:
+        if "split_by" not in run:  # a file of before it was noted
+            run["split_by"] = usual_split_by(run.get("data", ""), run["dataset"])
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{path} is no results file of tfanet-eval --results") from error
     if not known or version != VERSION:
         raise UserError(f"{path} is {head['format']} version {version}, not {FORMAT} version {VERSION}")
@@ -208,7 +211,7 @@ def paired(first: Results, second: Results) -> Pairing:
     for file in (first, second):
         if not file.records:
             raise UserError(f"{file.path} has no results yet")
-    for field in ("dataset", "convention", "shuffled_sentences"):
+    for field in ("dataset", "split_by", "convention", "shuffled_sentences"):
         if first.run[field] != second.run[field]:
             raise UserError(
                 f"{first.path} and {second.path} cannot be compared: their {field} is {first.run[field]} "

@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tfanet.data.refer import data_name, usual_split_by
 from tfanet_eval.accuracy import Evaluation, evaluate
 from tfanet_eval.results import Record, ResultsFile
 
@@ -38,6 +39,8 @@ class Request:
     convention: str = "original"
     trust: bool = False
     """Whether a plan that was built elsewhere is opened."""
+    split_by: str | None = None
+    """As of `ReferFiles.load`."""
 
     def of(self, engine: Path) -> Request:
         """The same of another engine, with this one's checkpoint as its reference."""
@@ -47,8 +50,18 @@ class Request:
         """By split; `UserError` when one is missing or damaged."""
         from tfanet.data.refer import ReferDataset, ReferFiles
 
-        files = ReferFiles.load(self.data, self.dataset)
+        files = ReferFiles.load(self.data, self.dataset, self.split_by)
         return {split: ReferDataset.of(files, split) for split in self.splits}
+
+    @property
+    def chosen_split_by(self) -> str:
+        """The `split_by` that is read, also where none is given."""
+        return self.split_by or usual_split_by(self.data, self.dataset)
+
+    @property
+    def data_name(self) -> str:
+        """The data set's name for titles."""
+        return data_name(self.dataset, self.chosen_split_by)
 
     @functools.cached_property
     def description(self) -> dict[str, Any]:
@@ -64,6 +77,7 @@ class Request:
             "reference": reference.name if reference else None,
             "reference_sha256": model_sha256(reference) if reference else None,
             "dataset": self.dataset,
+            "split_by": self.chosen_split_by,
             "data": str(self.data.resolve()),
             "splits": [*self.splits],
             "image_size": self.image_size,
@@ -181,7 +195,7 @@ def run_splits(
     """
     with opened(request) as models:
         share = share_of(request, results, resume)
-        share = dataclasses.replace(share, label=request.dataset, overlap=overlap)
+        share = dataclasses.replace(share, label=request.data_name, overlap=overlap)
         return whole([measure(models, share)], share.file)
 
 

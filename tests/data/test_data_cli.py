@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from tfanet.data.cli import main
+from tfanet.data.refer import ReferDataset
 
 
 def call(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
@@ -60,12 +61,33 @@ def test_pack_names_the_training_that_reads_it(
     ]
 
 
+def test_googles_split_is_read_and_stays_in_the_next_command(
+    gref_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sheet, google = tmp_path / "sheet.png", ("--dataset", "refcocog", "--split-by", "google")
+    count = len(ReferDataset(gref_root, "refcocog", "val", "google"))
+    assert count > len(ReferDataset(gref_root, "refcocog", "val"))
+    assert call(monkeypatch, "show", gref_root, *google, "-o", sheet, "-n", 2) == 0
+    assert capsys.readouterr().out == f"{sheet}: 2 of {count} sentences of refcocog (google) val\n"
+    assert call(monkeypatch, "show", gref_root, *google, "--split", "test", "-o", sheet) == 2
+    assert "refs(google).p has no split 'test'; its splits: train, val" in capsys.readouterr().err
+    command = f"next: tfanet-train --data {gref_root} --dataset refcocog --split-by google"
+    out = tmp_path / "packed"
+    assert call(monkeypatch, "pack", gref_root, out, *google, "--image-size", 32) == 0
+    assert f"{command} --image-size 32 --cache {out}\n" in capsys.readouterr().out
+    assert call(monkeypatch, "check", gref_root, *google, "--own") == 0
+    assert f"{command}\n" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         pytest.param(["make", "set", "--levels", "poems"], "unknown language level poems", id="level"),
         pytest.param(["make", "set", "--dataset", "coco"], "unknown data set 'coco'", id="data set"),
         pytest.param(["make", "set", "--train", "0", "--val", "0"], "not all 0", id="nothing to make"),
+        pytest.param(
+            ["show", "nowhere", "--split-by", "google"], "refcoco/refs(google).p and", id="no data so split"
+        ),
         pytest.param(["show", "nowhere"], "nowhere/refcoco does not exist", id="no data"),
         pytest.param(["pack", "nowhere", "out"], "nowhere/refcoco does not exist", id="nothing to pack"),
         pytest.param(["check", "nowhere"], "nowhere is not a folder", id="no folder"),

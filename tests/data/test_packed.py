@@ -177,6 +177,21 @@ def test_refusals(
     assert again in str(refused.value)
 
 
+def test_pictures_of_another_division_are_refused(gref_root: Path, tmp_path: Path) -> None:
+    umd, google = (ReferFiles.load(gref_root, "refcocog", split_by) for split_by in ("umd", "google"))
+    pack(google, SIZE, tmp_path / "google")
+    PackedPictures(tmp_path / "google", google, SIZE)
+    with pytest.raises(UserError, match="holds refcocog split by google, not refcocog split by umd"):
+        PackedPictures(tmp_path / "google", umd, SIZE)
+    pack(umd, SIZE, tmp_path / "umd")
+    with pytest.raises(UserError) as refused:
+        PackedPictures(tmp_path / "umd", google, SIZE)
+    again = (
+        f"tfanet-data pack {gref_root} NEW_FOLDER --dataset refcocog --split-by google --image-size {SIZE}"
+    )
+    assert again in str(refused.value)
+
+
 @pytest.mark.parametrize("name", ["images.bin", "masks.bin"])
 def test_a_flipped_bit_is_found_when_its_entry_is_read(
     files: ReferFiles, folder: Path, tmp_path: Path, name: str

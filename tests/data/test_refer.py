@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tfanet.data.refer import ReferDataset, ReferFiles
+from tfanet.data.refer import ReferDataset, ReferFiles, usual_split_by
 from tfanet.errors import UserError
 
 HEIGHT, WIDTH = 12, 16
@@ -275,7 +275,28 @@ def test_choice_of_the_refs_file(
         with pytest.raises(UserError, match="does not exist"):
             ReferDataset(tmp_path, "refcocog", split_by=asked)
     else:
-        assert ReferDataset(tmp_path, "refcocog", split_by=asked)[0].ref_id == present.index(chosen)
+        pairs = ReferDataset(tmp_path, "refcocog", split_by=asked)
+        assert (pairs[0].ref_id, pairs.split_by) == (present.index(chosen), chosen)
+        assert asked or usual_split_by(tmp_path, "refcocog") == chosen
+
+
+@pytest.mark.parametrize(
+    ("dataset", "split_by", "present", "held_out"),
+    [
+        ("refcoco", "unc", ("train", "val"), ("val", "testA", "testB")),
+        ("refcocog", "umd", ("train", "val", "test"), ("val", "test")),
+        ("refcocog", "google", ("train", "val"), ("val",)),
+        ("refcoco", "google", ("test", "train", "val"), ("val", "test")),
+        ("refcoco", "own", ("testB", "train", "dev"), ("val", "testB")),
+    ],
+)
+def test_the_splits_to_measure_on(
+    tmp_path: Path, dataset: str, split_by: str, present: tuple[str, ...], held_out: tuple[str, ...]
+) -> None:
+    """Of the usual division all, so that one that is missing is told; of another one what there is."""
+    refs = [changed(REF, ref_id=number, split=name) for number, name in enumerate(present)]
+    lay_out(tmp_path, refs=refs, refs_name=f"{dataset}/refs({split_by}).p")
+    assert ReferFiles.load(tmp_path, dataset, split_by).held_out == held_out
 
 
 def test_missing_folders_say_what_is_expected(tmp_path: Path) -> None:

@@ -65,6 +65,17 @@ def test_every_engine_has_its_row(command, checkpoint, other_checkpoint, exporte
     assert "oIoU of broken.plan was not measured" in done.out
 
 
+def test_the_named_division_is_measured(command, monkeypatch, checkpoint, gref_root):
+    asked = []
+    monkeypatch.setattr(benchmark, "benchmark", lambda requests: asked.extend(requests) or [])
+    common = ("--reference", checkpoint, "--data", gref_root, "--dataset", "refcocog", "--json", "table.json")
+    assert command(main, checkpoint, *common, "--split-by", "google").code == 0
+    assert [request.split_by for request in asked] == ["google", "google"]
+    title = json.loads(Path("table.json").read_text(encoding="utf-8"))["title"]
+    assert title.startswith("refcocog (google) val, calls of 1; ")
+    assert command(main, checkpoint, *common, "--split-by", "unc").code == 2
+
+
 def test_the_peak_is_that_of_this_process_alone():
     """A child's peak, as getrusage has it, would start at that of the process that started it."""
     held = bytearray(os.urandom(1) * 600_000_000)

@@ -81,7 +81,11 @@ def test_two_files_expression_by_expression(written, command):
 
 @pytest.mark.parametrize(
     ("run", "named"),
-    [({"convention": "cris"}, "their convention is original and cris"), ({}, "no expression")],
+    [
+        ({"convention": "cris"}, "their convention is original and cris"),
+        ({"split_by": "google"}, "their split_by is unc and google"),
+        ({}, "no expression"),
+    ],
 )
 def test_files_that_cannot_be_compared(written, command, run, named):
     done = command(

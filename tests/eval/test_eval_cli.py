@@ -121,6 +121,13 @@ def test_a_mistake_is_one_line_and_exit_2(command, checkpoint, shapes_root, tmp_
     assert named in done.err
 
 
+def test_drift_reads_the_named_division(command, checkpoint, gref_root):
+    common = ("drift", "--fp16", "-c", checkpoint, "--data", gref_root, "--dataset", "refcocog")
+    done = command(main, *common, "--split-by", "google", "--split", "test")
+    assert done.code == 2
+    assert "refs(google).p has no split 'test'; its splits: train, val" in done.err
+
+
 @pytest.mark.parametrize("option", ["--limit", "--batch"])
 def test_counts_are_at_least_one(command, option):
     assert command(main, option, 0).code == 2

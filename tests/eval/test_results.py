@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from fake_engines import rows
 
+from tfanet.data.refer import ReferDataset
 from tfanet.errors import UserError
 from tfanet_eval.cli import main
 from tfanet_eval.results import read_results
@@ -124,6 +125,37 @@ def test_the_results_of_another_engine_are_not_continued(command, checkpoint, ot
         errors += done.err
     assert codes == [0, 2]
     assert "cannot be continued: its engine is" in errors
+
+
+def test_the_division_is_part_of_the_run(command, small_onnx, gref_root):
+    def evaluated(*more):
+        common = ("--engine", small_onnx, "--data", gref_root, "--dataset", "refcocog", "--results", FILE)
+        return command(main, *common, *more)
+
+    done = evaluated("--json", "umd.json")
+    assert done.code == 0, done.err
+    assert json.loads(Path("umd.json").read_text(encoding="utf-8"))["split_by"] == "umd"
+    umd, text = rows(FILE), Path(FILE).read_text(encoding="utf-8")
+    assert read_results(FILE).run["split_by"] == "umd"
+    refused = evaluated("--resume", "--split-by", "google")
+    assert (refused.code, refused.err.count("\n")) == (2, 1)
+    assert 'its split_by is "umd", of this run it is "google"' in refused.err
+    # A file of before the division was noted.
+    Path(FILE).write_text(text.replace(' "split_by": "umd",', "", 1), encoding="utf-8")
+    assert "split_by" not in json.loads(Path(FILE).read_text(encoding="utf-8").splitlines()[0])["run"]
+    assert evaluated("--resume", "--split-by", "google").code == 2
+    for more in ([], ["--split-by", "umd"]):
+        assert evaluated("--resume", *more).code == 0
+        assert Path(FILE).read_text(encoding="utf-8") == text
+    google = ReferDataset(gref_root, "refcocog", "val", "google")
+    for workers in (1, 2):
+        Path(FILE).unlink()
+        done = evaluated("--split-by", "google", "--workers", workers, "--report", "page.html")
+        assert done.code == 0, done.err
+        assert "on refcocog (google): " in done.out
+        assert [row["text"] for row in rows(FILE)] == [pair.sentence for pair in google]
+        assert "<h1>refcocog (google): val</h1>" in Path("page.html").read_text(encoding="utf-8")
+    assert not {row["ref"] for row in rows(FILE)} & {row["ref"] for row in umd}
 
 
 def test_mistakes_with_results(evaluated, command):

@@ -288,8 +288,42 @@ def test_command_line_trains_one_sentence_a_reference_from_pictures_or_a_cache(s
 
 
 def test_the_next_command_is_for_the_same_data():
-    command = _evaluation_command(Path("runs/my run"), None, "refcocog")
+    command = _evaluation_command(Path("runs/my run"), None, "refcocog", "umd")
     assert command == "tfanet-eval --engine 'runs/my run/model.safetensors' --dataset refcocog"
+    command = _evaluation_command(Path("run"), Path("d"), "refcoco", "google")
+    assert command == "tfanet-eval --engine run/model.safetensors --data d --split-by google"
+
+
+def test_command_line_trains_on_the_named_division_and_resumes_on_no_other(gref_root, tmp_path):
+    out = tmp_path / "run"
+    arguments = ["--data", str(gref_root), "--dataset", "refcocog", "--out", str(out), "--epochs", "1"]
+    arguments += ["--batch", "4", "--limit", "4", "--validate", "2", "--image-size", "32", "--variant", "a"]
+
+    def run(*more):
+        result = CliRunner().invoke(app, [*arguments, *more], catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+        return result.output
+
+    shown = run("--split-by", "google")
+    assert f"{out}/model.safetensors --data {gref_root} --dataset refcocog --split-by google\n" in shown
+    table = (out / "splits.csv").read_text().splitlines()
+    assert [line.partition(",")[0] for line in table] == ["split", "val"]
+    for division in ("umd", None):
+        more = ["--split-by", division] if division else []
+        with pytest.raises(UserError, match="with other options: split_by was google, data was refcocog"):
+            run("--resume", "auto", *more)
+    out = tmp_path / "umd"
+    shown = run("--out", str(out))
+    assert f"--data {gref_root} --dataset refcocog\n" in shown
+    table = (out / "splits.csv").read_text().splitlines()
+    assert [line.partition(",")[0] for line in table] == ["split", "val", "test"]
+    run("--out", str(out), "--resume", "auto", "--split-by", "umd")
+    state = torch.load(out / "training.pt", weights_only=True)
+    assert state["options"].pop("split_by") == "umd"
+    torch.save(state, out / "training.pt")  # as it was written before the division was noted
+    run("--out", str(out), "--resume", "auto")
+    with pytest.raises(UserError, match="other options: data was refcocog"):
+        run("--out", str(out), "--resume", "auto", "--split-by", "google")
 
 
 @pytest.mark.parametrize(
@@ -303,6 +337,7 @@ def test_the_next_command_is_for_the_same_data():
         (["--clip-weights", "openai"], "no CLIP weights"),
         (["--dataset", "refcocox"], "refcocox"),
         (["--data", "nowhere"], "nowhere"),
+        (["--split-by", "google"], r"refs\(google\).p does not exist"),
         (["--limit", "3", "--batch", "4"], "fewer than one batch"),
         (["--out", "file/run"], "cannot write"),
         (["--device", "cuda"], "no CUDA device"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +10,7 @@ import numpy as np
 import typer
 
 from tfanet.console import new_app, run, say
-from tfanet.data.refer import ReferDataset
+from tfanet.data.refer import ReferDataset, data_name, data_options
 from tfanet.data.scene import DEFAULT_LEVELS
 from tfanet.data.shapes import DEFAULT_ROOT, default_counts, ensure_shapes, write_shapes
 from tfanet.errors import VerificationError
@@ -49,6 +50,9 @@ def make(
 def show(
     root: Annotated[Path, typer.Argument(help="Folder of the data set.")] = DEFAULT_ROOT,
     dataset: Annotated[str, typer.Option(help="refcoco, refcoco+ or refcocog.")] = "refcoco",
+    split_by: Annotated[
+        str | None, typer.Option(help="Refs file: unc, umd or google [unc; umd for refcocog].")
+    ] = None,
     split: Annotated[str, typer.Option(help="train, val, testA, testB or test.")] = "val",
     output: Annotated[Path, typer.Option("-o", "--output", help="Picture to write.")] = Path("sheet.png"),
     count: Annotated[int, typer.Option("-n", "--count", help="Sentences to show.", min=1, max=200)] = 24,
@@ -58,12 +62,13 @@ def show(
     require_picture(output)
     if root == DEFAULT_ROOT:
         ensure_shapes(root)
-    pairs = ReferDataset(root, dataset, split)
+    pairs = ReferDataset(root, dataset, split, split_by)
+    name = f"{data_name(dataset, pairs.split_by)} {split}"
     picks = np.random.default_rng(seed).permutation(len(pairs))[:count]
     chosen = [pairs[int(pick)] for pick in picks]
     cells = [Cell(pairs.image(pair), pair.sentence, truth=pairs.mask(pair) > 0) for pair in chosen]
-    save_picture(contact_sheet(cells, title=f"{dataset} {split}"), output)
-    say(f"{output}: {len(chosen)} of {len(pairs)} sentences of {dataset} {split}")
+    save_picture(contact_sheet(cells, title=name), output)
+    say(f"{output}: {len(chosen)} of {len(pairs)} sentences of {name}")
 
 
 @app.command()
@@ -115,7 +120,9 @@ def check(
     wrong = [f"{one.dataset}: {len(one.problems)}" for one in found if one.problems]
     if wrong:
         raise VerificationError(f"kinds of problems in {root}: {', '.join(wrong)}")
-    say(f"next: tfanet-train --data {root} --dataset {found[0].dataset}")
+    first = found[0]
+    assert first.split_by is not None  # what cannot be read is a problem
+    say(f"next: tfanet-train --data {root} {shlex.join(data_options(first.dataset, first.split_by))}")
 
 
 @app.command()
@@ -132,9 +139,11 @@ def pack(
     from tfanet.data.packed import pack
     from tfanet.data.refer import ReferFiles
 
-    pictures, masks = pack(ReferFiles.load(root, dataset, split_by), image_size, out)
+    files = ReferFiles.load(root, dataset, split_by)
+    pictures, masks = pack(files, image_size, out)
     say(f"{out}: {pictures} pictures and {masks} masks of {image_size} x {image_size}")
-    say(f"next: tfanet-train --data {root} --dataset {dataset} --image-size {image_size} --cache {out}")
+    options = shlex.join(data_options(dataset, files.split_by))
+    say(f"next: tfanet-train --data {root} {options} --image-size {image_size} --cache {out}")
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
 import shutil
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -25,7 +26,7 @@ import numpy as np
 from tfanet.console import note, track
 from tfanet.data.images import open_image, resize_image, resize_mask
 from tfanet.data.masks import segmentation_to_mask
-from tfanet.data.refer import Expression, ReferDataset, ReferFiles
+from tfanet.data.refer import Expression, ReferDataset, ReferFiles, data_options
 from tfanet.errors import UserError
 from tfanet.files import atomic_folder, sha256, write_json
 
@@ -128,12 +129,16 @@ class PackedPictures:
     def __init__(self, folder: Path, files: ReferFiles, image_size: int) -> None:
         self.folder, self.image_size = folder, image_size
         root = files.instances_path.parent.parent
-        wanted = f"--dataset {files.dataset} --image-size {image_size}"
-        self._again = f"make one: tfanet-data pack {root} NEW_FOLDER {wanted}"
+        wanted = shlex.join(data_options(files.dataset, files.split_by))
+        self._again = f"make one: tfanet-data pack {root} NEW_FOLDER {wanted} --image-size {image_size}"
         index, self._image_rows, self._mask_rows = self._read_index()
         if index["image_size"] != image_size:
             side = index["image_size"]
             raise UserError(f"{folder} holds pictures of {side} x {side}, not {image_size}; {self._again}")
+        held = f"{index['dataset']} split by {index['split_by']}"
+        asked = f"{files.dataset} split by {files.split_by}"
+        if held != asked:
+            raise UserError(f"{folder} holds {held}, not {asked}; {self._again}")
         if index["identity"] != identity(files):
             raise UserError(f"{folder} was made from other data than {root} holds now; {self._again}")
         self._maps: tuple[np.ndarray, np.ndarray] | None = None
@@ -182,7 +187,7 @@ class PackedPictures:
         try:
             index = json.loads(path.read_text(encoding="utf-8"))
             if index["version"] == _VERSION:
-                _ = index["image_size"], index["identity"]
+                _ = index["image_size"], index["identity"], index["dataset"], index["split_by"]
                 return index, _rows(index["images"]), _rows(index["masks"])
         except FileNotFoundError as error:
             raise UserError(f"{self.folder} holds no packed data set; {self._again}") from error

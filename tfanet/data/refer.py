@@ -28,7 +28,43 @@ from tfanet.errors import UserError
 from tfanet.files import require_file
 
 DATASETS = {"refcoco": "unc", "refcoco+": "unc", "refcocog": "umd"}
+"""The data sets, and how each is split where `split_by` is not given."""
 IMAGE_FOLDERS = ("images/mscoco/images/train2014", "images/train2014", "train2014")
+_TEST_SPLITS = ("testA", "testB", "test")
+
+
+def splits_of(dataset: str) -> tuple[str, ...]:
+    """The splits of `refcoco`, `refcoco+` or `refcocog`; `UserError` for another name."""
+    require_dataset(dataset)
+    return ("train", "val", "test") if dataset == "refcocog" else ("train", "val", "testA", "testB")
+
+
+def require_dataset(dataset: str) -> None:
+    """`UserError` unless it is one of `DATASETS`."""
+    if dataset not in DATASETS:
+        raise UserError(f"unknown data set {dataset!r}; known: {', '.join(DATASETS)}")
+
+
+def usual_split_by(root: str | Path, dataset: str) -> str:
+    """What splits a data set below `root` where it is not said: as in `DATASETS`, or the only one there is.
+
+    `KeyError` where `dataset` is none of `DATASETS`.
+    """
+    folder, usual = Path(root) / dataset, DATASETS[dataset]
+    if (folder / _refs_name(usual)).is_file():
+        return usual
+    others = list(folder.glob(_refs_name("*")))
+    return _split_by(others[0]) if len(others) == 1 else usual
+
+
+def data_name(dataset: str, split_by: str) -> str:
+    """For titles: `refcocog`, or `refcocog (google)` where `split_by` is not the usual one."""
+    return dataset if split_by == DATASETS.get(dataset) else f"{dataset} ({split_by})"
+
+
+def data_options(dataset: str, split_by: str) -> list[str]:
+    """The options of a command that reads this data set; no `--split-by` where it is the usual one."""
+    return ["--dataset", dataset] + (["--split-by", split_by] if split_by != DATASETS[dataset] else [])
 
 
 @dataclass(frozen=True)
@@ -68,8 +104,7 @@ class ReferFiles:
         google for G-Ref) and defaults to the usual one, or to the only one there is. Raises `UserError` where
         a file is missing or damaged, or a refs pickle asks for code.
         """
-        if dataset not in DATASETS:
-            raise UserError(f"unknown data set {dataset!r}; known: {', '.join(DATASETS)}")
+        require_dataset(dataset)
         refs_path, instances_path, image_folder = _find_files(Path(root), dataset, split_by)
         refs, instances = _load_refs(refs_path), _load_instances(instances_path)
         return cls(dataset, refs_path, instances_path, image_folder, refs, instances)
@@ -77,7 +112,18 @@ class ReferFiles:
     @property
     def split_by(self) -> str:
         """The name in the brackets of the refs file."""
-        return self.refs_path.name.removeprefix("refs(").removesuffix(").p")
+        return _split_by(self.refs_path)
+
+    @property
+    def held_out(self) -> tuple[str, ...]:
+        """The splits to validate and test on, `val` first: those of `splits_of`.
+
+        Where `split_by` is not the usual one: `val`, and the test splits that the refs file has.
+        """
+        if self.split_by == DATASETS[self.dataset]:
+            return splits_of(self.dataset)[1:]
+        present = {ref["split"] for ref in self.refs}
+        return ("val", *(split for split in _TEST_SPLITS if split in present))
 
     @cached_property
     def images(self) -> dict[int, dict[str, Any]]:
@@ -128,7 +174,7 @@ class ReferDataset:
         return dataset
 
     def _choose(self, files: ReferFiles, split: str | None) -> None:
-        self.dataset, self.split = files.dataset, split or "all"
+        self.dataset, self.split_by, self.split = files.dataset, files.split_by, split or "all"
         self.image_folder, self._instances_path = files.image_folder, files.instances_path
         chosen = [ref for ref in files.refs if _in_split(ref["split"], split)]
         if not chosen:
@@ -192,17 +238,22 @@ def _find_files(root: Path, dataset: str, split_by: str | None) -> tuple[Path, P
     if not folder.is_dir():
         raise UserError(
             f"{folder} does not exist; {root} must hold {dataset}/instances.json, "
-            f"{dataset}/refs({DATASETS[dataset]}).p and {IMAGE_FOLDERS[0]}"
+            f"{dataset}/{_refs_name(split_by or DATASETS[dataset])} and {IMAGE_FOLDERS[0]}"
         )
-    refs_path = folder / f"refs({split_by or DATASETS[dataset]}).p"
-    if split_by is None and not refs_path.is_file():
-        others = sorted(folder.glob("refs(*).p"))
-        refs_path = others[0] if len(others) == 1 else refs_path
+    refs_path = folder / _refs_name(split_by or usual_split_by(root, dataset))
     image_folder = next((root / name for name in IMAGE_FOLDERS if (root / name).is_dir()), None)
     if image_folder is None:
         raise UserError(f"{root} has no picture folder; expected one of {', '.join(IMAGE_FOLDERS)}")
     require_file(refs_path, "refs file")
     return refs_path, require_file(folder / "instances.json", "instances file"), image_folder
+
+
+def _refs_name(split_by: str) -> str:
+    return f"refs({split_by}).p"
+
+
+def _split_by(refs_path: Path) -> str:
+    return refs_path.name.removeprefix("refs(").removesuffix(").p")
 
 
 def _in_split(name: str, split: str | None) -> bool:

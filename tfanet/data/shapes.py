@@ -22,7 +22,7 @@ from tfanet.console import track
 from tfanet.data.draw import draw_scene, jpeg
 from tfanet.data.language import Description, describe
 from tfanet.data.masks import polygons_to_mask
-from tfanet.data.refer import DATASETS
+from tfanet.data.refer import DATASETS, splits_of
 from tfanet.data.scene import DEFAULT_LEVELS, LEVELS, SHAPES, Scene, Thing, sample_scene
 from tfanet.errors import UserError
 
@@ -51,13 +51,6 @@ class Sample:
     scene: Scene
     picture: bytes
     referred: tuple[Referred, ...]
-
-
-def splits_of(dataset: str) -> tuple[str, ...]:
-    """The splits of `refcoco`, `refcoco+` or `refcocog`; `UserError` for another name."""
-    if dataset not in DATASETS:
-        raise UserError(f"unknown data set {dataset!r}; known: {', '.join(DATASETS)}")
-    return ("train", "val", "test") if dataset == "refcocog" else ("train", "val", "testA", "testB")
 
 
 def default_counts(dataset: str = "refcoco") -> dict[str, int]:

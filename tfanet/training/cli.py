@@ -61,6 +61,9 @@ def train(
     ] = None,
     data: Annotated[Path | None, _option("REFER folder; the synthetic one is made if absent.", _DATA)] = None,
     dataset: Annotated[str | None, _option("refcoco, refcoco+ or refcocog [the recipe's].", _DATA)] = None,
+    split_by: Annotated[
+        str | None, _option("Refs file: unc, umd or google [unc; umd for refcocog].", _DATA)
+    ] = None,
     cache: Annotated[
         Path | None, _option("Folder of tfanet-data pack: nothing is decoded while it trains.", _DATA)
     ] = None,
@@ -198,14 +201,12 @@ def train(
             model.vmamba.load_official(vmamba_weights)
         if clip_weights:
             model.text.load_pretrained(clip_weights)
-    evaluation = _evaluation_command(out, data, dataset)
-    if data is None:
-        data = ensure_shapes(DEFAULT_ROOT)
     measured = validate or chosen.validate
 
-    names = ("val", "test") if dataset == "refcocog" else ("val", "testA", "testB")
     used: dict[str, TrainingPairs] = {}
-    files = ReferFiles.load(data, dataset)
+    files = ReferFiles.load(ensure_shapes(DEFAULT_ROOT) if data is None else data, dataset, split_by)
+    split_by, names = files.split_by, files.held_out
+    evaluation = _evaluation_command(out, data, dataset, split_by)
     packed = PackedPictures(cache, files, config.image_size) if cache else None
     for split, count in {"train": limit, **dict.fromkeys(names, measured)}.items():
         source = ReferDataset.of(files, split)
@@ -222,7 +223,7 @@ def train(
             say(f"{recipe}: {parameters / 1e6:.2f} M parameters, {len(training)} expressions")
             many = f"{processes.world} processes, " if processes.world > 1 else ""
             say(f"on {many}{own_device}, {scans_by(own_device.partition(':')[0])}")
-        options = replace(options, device=own_device, data=identity)
+        options = replace(options, device=own_device, split_by=split_by, data=identity)
         finished = train_loop(
             model,
             training,
@@ -241,11 +242,14 @@ def train(
             say(f"stopped; the state is saved. Go on with: {_resume_command(processes.world, sys.argv[1:])}")
 
 
-def _evaluation_command(out: Path, data: Path | None, dataset: str) -> str:
+def _evaluation_command(out: Path, data: Path | None, dataset: str, split_by: str) -> str:
     """The command that measures the stored model on the data it was trained for."""
+    from tfanet.data.refer import data_options
+
     command = ["tfanet-eval", "--engine", str(out / "model.safetensors")]
     command += ["--data", str(data)] if data else []
-    command += ["--dataset", dataset] if dataset != "refcoco" else []
+    named = data_options(dataset, split_by)
+    command += named[2:] if dataset == "refcoco" else named
     return shlex.join(command)
 
 

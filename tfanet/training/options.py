@@ -78,6 +78,8 @@ class TrainingOptions:
     skip_broken: int = 0
     """Pairs that cannot be read that are replaced before the run stops, for each process."""
 
+    split_by: str = ""
+    """How the data set is split, so that a run is not resumed on another division; see `ReferFiles`."""
     data: str = ""
     """Identity of the training expressions, so that a run is not resumed on others."""
 

@@ -66,9 +66,9 @@ def load_state(path: Path, config: TFANetConfig, options: dict[str, Any]) -> Tra
     state = TrainingState(**values)
     if TFANetConfig.from_json(state.config) != config:
         raise UserError(f"{path} is a run of another model config; use its preset or another --out")
-    changed = [
-        f"{key} was {state.options.get(key)}" for key in options if state.options.get(key) != options[key]
-    ]
+    # States of before `split_by` was noted: `data` tells their expressions.
+    saved = {"split_by": options.get("split_by")} | state.options
+    changed = [f"{key} was {saved.get(key)}" for key in options if saved.get(key) != options[key]]
     if changed:
         raise UserError(f"cannot resume {path} with other options: {', '.join(changed)}")
     return state
