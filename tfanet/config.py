@@ -97,8 +97,7 @@ class TFANetConfig:
         wrong = [f.name for f in dataclasses.fields(self) if not _same_kind(getattr(self, f.name), f.default)]
         if wrong:
             raise UserError(f"config fields of a wrong type: {', '.join(wrong)}")
-        if not 32 <= self.image_size <= 4096 or self.image_size % 32:
-            raise UserError(f"image_size must be a multiple of 32 from 32 to 4096, not {self.image_size}")
+        require_image_size(self.image_size)
         for name, (low, high) in _RANGES.items():
             values = getattr(self, name)
             if not all(
@@ -155,6 +154,12 @@ class TFANetConfig:
         if odd := sorted(given.keys() ^ fields):
             raise UserError(f"the model's config does not fit this version of tfanet: {odd}")
         return cls(**given)
+
+
+def require_image_size(size: int) -> None:
+    """`UserError` where no model has images of `size` x `size` pixels."""
+    if not 32 <= size <= 4096 or size % 32:
+        raise UserError(f"image_size must be a multiple of 32 from 32 to 4096, not {size}")
 
 
 def _same_kind(value: Any, default: Any) -> bool:

@@ -176,7 +176,7 @@ def trt(
         _report(report)
     report = build_plan(network, out, chosen, backend=library, rebuild=command, progress=True)
     _report_plan(report)
-    say(f"next: tfanet-eval --engine {out}   (on the GPU it is built for)")
+    say(f"next: tfanet-eval --engine {out}  # on the GPU it is built for")
 
 
 def _checkpoint(path: Path | None) -> Path:

@@ -89,6 +89,9 @@ def test_googles_split_is_read_and_stays_in_the_next_command(
             ["show", "nowhere", "--split-by", "google"], "refcoco/refs(google).p and", id="no data so split"
         ),
         pytest.param(["show", "nowhere"], "nowhere/refcoco does not exist", id="no data"),
+        pytest.param(
+            ["pack", ".", "out", "--image-size", "100"], "a multiple of 32", id="a size of no model"
+        ),
         pytest.param(["pack", "nowhere", "out"], "nowhere/refcoco does not exist", id="nothing to pack"),
         pytest.param(["check", "nowhere"], "nowhere is not a folder", id="no folder"),
         pytest.param(["check", ".", "--dataset", "coco"], "unknown data set 'coco'", id="set to check"),

@@ -133,12 +133,14 @@ def pack(
     split_by: Annotated[
         str | None, typer.Option(help="Refs file: unc, umd or google [unc; umd for refcocog].")
     ] = None,
-    image_size: Annotated[int, typer.Option(help="Side of the model's square.", min=32)] = 480,
+    image_size: Annotated[int, typer.Option(help="Side of the model's square, a multiple of 32.")] = 480,
 ) -> None:
     """Store every picture and mask resized, for tfanet-train --cache: no decoding while it trains."""
+    from tfanet.config import require_image_size
     from tfanet.data.packed import pack
     from tfanet.data.refer import ReferFiles
 
+    require_image_size(image_size)
     files = ReferFiles.load(root, dataset, split_by)
     pictures, masks = pack(files, image_size, out)
     say(f"{out}: {pictures} pictures and {masks} masks of {image_size} x {image_size}")
