@@ -350,6 +350,9 @@ def test_command_line_trains_on_the_named_division_and_resumes_on_no_other(gref_
         (["--freeze", "decoder"], "cannot freeze decoder"),
         (["--sentences", "some"], "unknown sentences 'some'; known: one, all"),
         (["--precision", "int8"], "unknown precision"),
+        (["--rate", "inf"], "--rate cannot be inf"),
+        (["--clip", "0"], "--clip 0 would leave nothing"),
+        (["--resume", ""], "training state . is a folder"),
         (["--batch", "6", "--accumulate", "4"], "must be a multiple of 4"),
     ],
 )

@@ -75,7 +75,7 @@ def train(
         int | None, _option("Expressions a split that are measured [paper: all; tiny: 300].", _DATA, min=1)
     ] = None,
     workers: Annotated[
-        int | None, _option("Processes that load data, for each GPU [0].", _DATA, min=0)
+        int | None, _option("Processes that load data, for each GPU [0].", _DATA, min=0, max=256)
     ] = None,
     epochs: Annotated[int | None, _option("[paper: 50; tiny: 4]", _RATE, min=1)] = None,
     batch: Annotated[
@@ -151,7 +151,7 @@ def train(
 
     from tfanet.config import preset
     from tfanet.errors import UserError
-    from tfanet.files import require_writable
+    from tfanet.files import require_file, require_writable
 
     options = replace(
         chosen.options,
@@ -172,7 +172,10 @@ def train(
     state = out / "training.pt"
     if state.exists() and resume is None:
         raise UserError(f"{out} holds a run already; give --resume auto to go on with it, or another --out")
-    saved = (state if state.exists() else None) if resume == "auto" else resume and Path(resume)
+    if resume == "auto":
+        saved = state if state.exists() else None
+    else:
+        saved = None if resume is None else require_file(resume, "training state")
 
     import hashlib
 
@@ -189,6 +192,7 @@ def train(
     from tfanet.training.loop import train as train_loop
     from tfanet.training.processes import joined
 
+    device = _device(device)
     torch.manual_seed(seed)
     model = TFANet(config)
     if not saved:
@@ -213,14 +217,16 @@ def train(
         used[split] = TrainingPairs(source, config.image_size, config.token_length, count, packed)
     del files  # it holds every annotation, most of which no expression speaks of
     training, splits = used["train"], {name: used[name] for name in names}
+    references = training.references if options.sentences == "one" else None
     tokens = training.tokens.numpy()
     identity = f"{dataset} {hashlib.sha256(tokens.tobytes()).hexdigest()[:16]}"
-    with joined(_device(device)) as (processes, own_device):
+    with joined(device) as (processes, own_device):
         wanted = {split: pairs.expressions for split, pairs in used.items()}
         require_pictures(wanted, options.skip_broken, tell=processes.first)
         if processes.first:
             parameters = sum(p.numel() for p in model.parameters())
-            say(f"{recipe}: {parameters / 1e6:.2f} M parameters, {len(training)} expressions")
+            of = f" of {len(references)} objects, one of each an epoch" if references else ""
+            say(f"{recipe}: {parameters / 1e6:.2f} M parameters, {len(training)} expressions{of}")
             many = f"{processes.world} processes, " if processes.world > 1 else ""
             say(f"on {many}{own_device}, {scans_by(own_device.partition(':')[0])}")
         options = replace(options, device=own_device, split_by=split_by, data=identity)
@@ -230,10 +236,10 @@ def train(
             splits["val"],
             out,
             options,
-            resume=saved or None,
+            resume=saved,
             processes=processes,
             splits=splits,
-            references=training.references if options.sentences == "one" else None,
+            references=references,
         )
         if processes.first and finished:
             say(f"wrote {out / 'model.safetensors'}")

@@ -16,6 +16,7 @@ and batch 8. What it leaves out is chosen so:
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, replace
 
 from tfanet.errors import UserError
@@ -53,7 +54,7 @@ class TrainingOptions:
     decay_from: float | None = None
     """Epoch from which the rate falls linearly to zero; None: half of `epochs`."""
     clip: float = 1.0
-    """Largest L2 norm of the gradient."""
+    """Largest L2 norm of the gradient; infinity clips none."""
     ema: float = 0.9999
     """Decay of the weights' moving average, which is validated and stored; 0: none."""
     precision: str = "auto"
@@ -84,6 +85,12 @@ class TrainingOptions:
     """Identity of the training expressions, so that a run is not resumed on others."""
 
     def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            endless = name == "clip" and value == math.inf  # no clipping
+            if isinstance(value, float) and not (math.isfinite(value) or endless):
+                raise UserError(f"--{name.replace('_', '-')} cannot be {value}")
+        if self.clip <= 0:
+            raise UserError(f"--clip {self.clip:g} would leave nothing of any gradient; inf clips none")
         if self.precision not in PRECISIONS:
             raise UserError(f"unknown precision {self.precision!r}; known: {', '.join(PRECISIONS)}")
         if self.sentences not in SENTENCES:

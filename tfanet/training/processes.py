@@ -14,6 +14,8 @@ import torch.distributed as dist
 import torch.distributed.nn.functional as collective
 from torch import Tensor, nn
 
+from tfanet.errors import UserError
+
 
 @dataclass(frozen=True)
 class Processes:
@@ -44,13 +46,19 @@ class Processes:
 
 @contextmanager
 def joined(device: str) -> Iterator[tuple[Processes, str]]:
-    """Join the run that `torchrun` started, if it did: the processes and this one's device, cuda:N or cpu."""
+    """Join the run that `torchrun` started, if it did: the processes and this one's device, cuda:N or cpu.
+
+    `UserError` where a machine has more processes than GPUs.
+    """
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
         yield Processes(), device
         return
     if device.startswith("cuda"):
-        device = f"cuda:{os.environ['LOCAL_RANK']}"
+        place, count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if place >= count:
+            raise UserError(f"{place + 1} processes or more on a machine of {count} GPUs; start one for each")
+        device = f"cuda:{place}"
         torch.cuda.set_device(device)
     # Of 1 x 1 kernels channels last: the strides that differ are those of axes of length 1.
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")

@@ -59,7 +59,7 @@ def load_state(path: Path, config: TFANetConfig, options: dict[str, Any]) -> Tra
         values = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
         raise UserError(
-            f"training state {path} is damaged or of another kind; train without --resume"
+            f"training state {path} is damaged or of another kind; begin a new run in another --out"
         ) from error
     if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
         raise UserError(f"{path} is no training state of this version; begin a new run in another --out")
