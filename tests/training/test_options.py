@@ -11,6 +11,7 @@ from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from small_runs import OPTIONS, SMALL, Squares, losses, small_model, smallest_model
@@ -20,6 +21,7 @@ from torch._dynamo import lookup_backend
 from tfanet.errors import UserError, VerificationError
 from tfanet.training.loop import evaluate, train
 from tfanet.training.processes import Processes
+from tfanet.training.records import LOG_COLUMNS, draw_curves
 from tfanet.training.steps import Stepper
 from tfanet.vmamba import StochasticDepth
 
@@ -298,3 +300,14 @@ def test_what_is_seen(tmp_path):
     assert board.Images("validation/predictions")[0].step == 2
     assert Image.open(tmp_path / "curves.png").width > 1000
     assert (tmp_path / "splits.csv").read_text().startswith("split,expressions,mIoU,oIoU\nval,2,")
+
+
+def test_one_validation_can_be_seen():
+    """A line of one point is none."""
+    row = dict.fromkeys(LOG_COLUMNS, "") | {"step": "4", "val_miou": "0.5"}
+    first_colour = (31, 119, 180)
+
+    def drawn(rows):
+        return (np.asarray(draw_curves(rows)) == first_colour).all(axis=2).sum()
+
+    assert drawn([row]) > drawn([])

@@ -23,6 +23,8 @@ _CURVES = {
     "IoU on val": ("val_miou", "val_oiou"),
     "learning rate": ("rate",),
 }
+_MARKED = 60
+"""Points of a curve up to which each is marked."""
 
 
 class Records:
@@ -67,10 +69,6 @@ class Records:
         with _written(self.out / "tensorboard"):
             self.board.add_image("validation/predictions", np.asarray(sheet), step, dataformats="HWC")
 
-    def flush(self) -> None:
-        with _written(self.out / "tensorboard"):
-            self.board.flush()
-
     def close(self) -> None:
         with _written(self.out / "tensorboard"):
             self.board.close()
@@ -88,7 +86,9 @@ def draw_curves(rows: list[dict[str, str]]) -> Image.Image:
         axes = figure.add_subplot(1, len(_CURVES), place)
         for name in names:
             points = [(int(row["step"]), float(row[name])) for row in rows if row.get(name)]
-            axes.plot([x for x, _ in points], [y for _, y in points], label=name, linewidth=1)
+            marker = "o" if len(points) <= _MARKED else None  # a single point has no line
+            xs, ys = [x for x, _ in points], [y for _, y in points]
+            axes.plot(xs, ys, label=name, linewidth=1, marker=marker, markersize=3)
         axes.set(title=title, xlabel="step")
         axes.grid(alpha=0.3)
         axes.legend()
