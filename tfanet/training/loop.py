@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from itertools import islice
@@ -29,7 +29,15 @@ from tfanet.training.records import Records
 from tfanet.training.schedule import epoch_batches, rate_factor, set_rates, shares
 from tfanet.training.state import TrainingState, load_state
 from tfanet.training.steps import Figures, Stepper, choose_precision
-from tfanet.training.trouble import Readable, Stop, collate, describe, stop_on_signal
+from tfanet.training.trouble import (
+    Readable,
+    Stop,
+    collate,
+    describe,
+    leave_signals,
+    named_loader_deaths,
+    stop_on_signal,
+)
 
 SHOWN = 6
 """Validation pairs whose predictions are drawn."""
@@ -61,15 +69,14 @@ def train(
     weights afterwards: the moving average, where there is one.
 
     Returns False when Ctrl-C or SIGTERM stopped the run: the step under way is finished and the state saved
-    first. More trouble than the options allow raises `VerificationError` (something not finite) or
-    `UserError` (pairs that cannot be read); the state of the last saving stays.
+    first; a measurement under way is broken off and made anew when the run goes on. More trouble than the
+    options allow raises `VerificationError` (something not finite) or `UserError` (pairs that cannot be read,
+    a loader process that died); the state of the last saving stays.
     """
     references = references or [[i] for i in range(len(pairs))]  # pyright: ignore[reportArgumentType]
     run = _Run(model, pairs, validation, out, options, processes or Processes(), references)
-    finished = run.run(resume)
-    if finished and splits:
-        run.table(splits)
-    return finished
+    with stop_on_signal() as stop, named_loader_deaths():
+        return run.run(resume, splits or {}, stop)
 
 
 class _Run:
@@ -106,48 +113,64 @@ class _Run:
         self.best = -1.0
         self.broken: set[int] = set()
 
-    def run(self, resume: Path | None) -> bool:
+    def run(self, resume: Path | None, splits: Mapping[str, Dataset], stop: Stop) -> bool:
         torch.manual_seed(self.options.seed + self.processes.rank)
         if resume:
             self._restore(load_state(resume, self.config, self.options.fixed()))
         first = self.processes.first
         if first:
+            if self.options.warmup > self.total:
+                reached = self.total / self.options.warmup
+                note(
+                    f"the warm-up of {self.options.warmup} steps is longer than the run of {self.total}: the "
+                    f"rate reaches {reached:.0%} of --rate at most; give a shorter --warmup"
+                )
             for stale in (found for pattern in _HALF_WRITTEN for found in self.out.glob(pattern)):
                 stale.unlink(missing_ok=True)  # of a run that was killed while it wrote
         records = Records(self.out, self.step, self.validated) if first else None
-        shown = bar(TextColumn("{task.fields[note]}")) if first else nullcontext()
-        with stop_on_signal() as stop, shown as progress:
+        with bar(TextColumn("{task.fields[note]}")) if first else nullcontext() as progress:
             if progress:
                 progress.add_task("training", total=self.total, completed=self.step, note="")
-            stopped = False
-            while True:
-                epoch, rest = divmod(self.step, self.per_epoch)
-                if rest == 0 and epoch > self.validated:
-                    self._save()  # validation may take long: what is done is safe
-                    self._validate(epoch, records, progress)
-                    self._save()
-                if self.step == self.total or stopped:
-                    break
-                stopped = self._epoch(records, progress, stop)
-                if stopped and self.step % self.per_epoch:
-                    self._save()
-        if records:
-            records.close()
-        self.stepper.model.load_state_dict(self.stepper.weights.state_dict())
-        return self.step == self.total
-
-    def table(self, splits: Mapping[str, Dataset]) -> None:
-        """Print and write into splits.csv what the stored weights reach on each of `splits`, in percent."""
-        lines = ["split,expressions,mIoU,oIoU"]
-        for name, pairs in splits.items():
-            figures, _ = evaluate(self.stepper, pairs, self._loader, 0)
-            count = len(pairs)  # pyright: ignore[reportArgumentType]
-            lines.append(f"{name},{count},{100 * figures['val_miou']:.2f},{100 * figures['val_oiou']:.2f}")
-        if self.processes.first:
-            write_text(self.out / "splits.csv", "\n".join(lines) + "\n")
-            for line in lines:
-                split, *values = line.split(",")
+            finished = self._train(records, progress, stop)
+            if records:
+                records.close()
+            self.stepper.model.load_state_dict(self.stepper.weights.state_dict())
+            table = self._measure(splits, progress, stop) if finished else None
+        if first and table:
+            write_text(self.out / "splits.csv", "".join(f"{','.join(row)}\n" for row in table))
+            for split, *values in table:
                 say(f"{split:<8}" + "".join(f"{value:>13}" for value in values))
+        return table is not None
+
+    def _train(self, records: Records | None, progress: Progress | None, stop: Stop) -> bool:
+        """Every epoch and its validation; returns whether all are done."""
+        stopped = False
+        while not stopped:
+            epoch, rest = divmod(self.step, self.per_epoch)
+            if rest == 0 and epoch > self.validated:
+                self._save()  # validation may take long: what is done is safe
+                if not self._validate(epoch, records, progress, stop):
+                    return False
+                self._save()
+            if self.step == self.total:
+                return True
+            stopped = self._epoch(records, progress, stop)
+        self._save()
+        return False
+
+    def _measure(
+        self, splits: Mapping[str, Dataset], progress: Progress | None, stop: Stop
+    ) -> list[list[str]] | None:
+        """What the stored weights reach on each of `splits`, in percent, as a table; None when stopped."""
+        table = [["split", "expressions", "mIoU", "oIoU"]]
+        for name, pairs in splits.items():
+            found = evaluate(self.stepper, pairs, self._loader, 0, stop, progress, name)
+            if found is None:
+                return None
+            values = (f"{100 * found[0][figure]:.2f}" for figure in ("val_miou", "val_oiou"))
+            count = len(pairs)  # pyright: ignore[reportArgumentType]
+            table.append([name, str(count), *values])
+        return table if splits else []
 
     def _epoch(self, records: Records | None, progress: Progress | None, stop: Stop) -> bool:
         """Train to the epoch's end or until a process is asked to stop; returns whether that was so."""
@@ -156,8 +179,7 @@ class _Run:
         batches = epoch_batches(self.references, options.batch, options.seed, epoch, done)
         own = list(shares(batches, options.accumulate, processes.rank, processes.world))
         started, start_step = time.perf_counter(), self.step
-        loader = self._loader(Readable(self.pairs, options.skip_broken > 0), own)
-        parts_of_batches = iter(loader)
+        parts_of_batches = self._loader(Readable(self.pairs, options.skip_broken > 0), own)
         while parts := list(islice(parts_of_batches, options.accumulate)):
             factor = rate_factor(self.step, self.total, options.warmup, self.decay_from)
             set_rates(self.stepper.optimizer, factor)
@@ -199,8 +221,12 @@ class _Run:
         if self.processes.first:
             note(f"left out: {what}")
 
-    def _validate(self, epoch: int, records: Records | None, progress: Progress | None) -> None:
-        figures, cells = evaluate(self.stepper, self.validation, self._loader, SHOWN)
+    def _validate(self, epoch: int, records: Records | None, progress: Progress | None, stop: Stop) -> bool:
+        """Measure, show and keep the best; returns False when a process is asked to stop."""
+        found = evaluate(self.stepper, self.validation, self._loader, SHOWN, stop, progress, "validation")
+        if found is None:
+            return False
+        figures, cells = found
         self.validated = epoch
         if figures["val_miou"] > self.best:
             self.best = figures["val_miou"]
@@ -209,17 +235,24 @@ class _Run:
             records.write(step=self.step, epoch=epoch, **figures)
             records.show(cells, self.step)
             progress.console.print(f"epoch {epoch}: validation mIoU {figures['val_miou']:.3f}")
+        return True
 
-    def _loader(self, pairs: Dataset, batches: list[list[int]]) -> DataLoader:
+    def _loader(self, pairs: Dataset, batches: list[list[int]]) -> Iterator[dict[str, Any]]:
+        """The `batches` of `pairs`; raises the `UserError` of one that cannot be read."""
         # Its own generator: the loader would draw from torch's, and a resumed run would go another way.
-        return DataLoader(
+        loader = DataLoader(
             pairs,
             batch_sampler=batches,
             num_workers=self.options.workers,
             generator=torch.Generator(),
             collate_fn=collate,
             pin_memory=self.stepper.device.type == "cuda",
+            worker_init_fn=leave_signals,
         )
+        for part in loader:
+            if isinstance(part, UserError):
+                raise part
+            yield part
 
     def _save(self) -> None:
         for name, tensor in self.stepper.model.state_dict().items():
@@ -251,7 +284,9 @@ class _Run:
     def _restore(self, state: TrainingState) -> None:
         self.stepper.load_state(state.trained)
         self.step, self.validated = state.step, state.validated
-        self.best, self.skipped = state.best, state.skipped
+        self.skipped = state.skipped
+        if (self.out / "best.safetensors").exists():  # else the run goes on in another folder than it began
+            self.best = state.best
         rank = self.processes.rank
         if len(state.rng) != self.processes.world:
             # Other processes than before: the draws go on anew, the same at every such resumption.
@@ -265,20 +300,36 @@ class _Run:
 
 @torch.inference_mode()
 def evaluate(
-    stepper: Stepper, pairs: Dataset, loader: Any, shown: int
-) -> tuple[dict[str, float], list[Cell]]:
-    """Mean loss, mean and overall IoU at the model's own S x S over all processes, and the first few pairs.
+    stepper: Stepper,
+    pairs: Dataset,
+    loader: Callable[[Dataset, list[list[int]]], Iterator[dict[str, Any]]],
+    shown: int,
+    stop: Stop,
+    progress: Progress | None,
+    what: str,
+) -> tuple[dict[str, float], list[Cell]] | None:
+    """Mean loss, mean and overall IoU at the model's own S x S over all processes, and `shown` pairs.
 
-    A pair that cannot be read raises `UserError`: figures are of all pairs or of none. `tfanet-eval` measures
-    at the pictures' sizes.
+    The pairs shown are spread evenly over the first process's. `progress` calls the work `what`. None where
+    a process is asked to stop. A pair that cannot be read raises `UserError`: figures are of all pairs or of
+    none. `tfanet-eval` measures at the pictures' sizes.
     """
     processes = stepper.processes
     count = len(pairs)  # pyright: ignore[reportArgumentType]
     batches = [list(range(i, min(i + 32, count))) for i in range(0, count, 32)]
+    own = batches[processes.rank :: processes.world]
+    places = [place for batch in own for place in batch]
+    drawn = {places[i * len(places) // shown] for i in range(shown if processes.first else 0)}
     model = stepper.weights.eval()
     loss, overlaps = torch.zeros((), dtype=torch.float64, device=stepper.device), Overlaps()
     cells: list[Cell] = []
-    for part in loader(Readable(pairs, False), batches[processes.rank :: processes.world]):
+    parts = loader(Readable(pairs, False), own)
+    task = progress.add_task(what, total=len(places), note="") if progress else None
+    for _ in range(-(-len(batches) // processes.world)):  # as often in every process, for they ask the others
+        if processes.total(torch.tensor(float(stop.requested), device=stepper.device)).item():
+            return None
+        if (part := next(parts, None)) is None:
+            continue
         batch = stepper.move(part)
         # Compiled code is of the batches of training alone.
         with stepper.autocast(), torch.compiler.set_stance("force_eager"):
@@ -287,10 +338,13 @@ def evaluate(
         masks, truths = (logits > 0).cpu().numpy(), part["mask"].numpy() > 0
         for place, (mask, truth) in enumerate(zip(masks, truths, strict=True)):
             iou = overlaps.compare(mask, truth)
-            if processes.first and len(cells) < shown:
+            if (index := int(part["index"][place])) in drawn:
                 image = Image.fromarray(part["image"][place].numpy())
-                name = describe(pairs, int(part["index"][place]))
-                cells.append(Cell(image, name, mask=mask, truth=truth, iou=iou))
-    overlaps.counts = [pair for own in processes.gather(overlaps.counts) for pair in own]
+                cells.append(Cell(image, describe(pairs, index), mask=mask, truth=truth, iou=iou))
+        if progress and task is not None:
+            progress.advance(task, len(masks))
+    if progress and task is not None:
+        progress.remove_task(task)
+    overlaps.counts = [pair for counts in processes.gather(overlaps.counts) for pair in counts]
     figures = {"val_miou": overlaps.mean_iou(), "val_oiou": overlaps.overall_iou()}
     return {"val_loss": processes.total(loss).item() / count, **figures}, cells
