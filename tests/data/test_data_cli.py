@@ -46,6 +46,9 @@ def test_check_tells_and_exits_by_what_it_found(
     shown = capsys.readouterr()
     assert "needed: refcocog/instances.json and refcocog/refs(umd).p" in shown.out
     assert shown.err.strip() == f"verification failed: kinds of problems in {shapes_root}: refcocog: 1"
+    google = ("--dataset", "refcocog", "--split-by", "google")
+    assert call(monkeypatch, "check", shapes_root, *google) == 1
+    assert "needed: refcocog/instances.json and refcocog/refs(google).p" in capsys.readouterr().out
     (report,) = json.loads((tmp_path / "r.json").read_text())
     assert report["findings"][0]["kind"] == "files missing or damaged"
 

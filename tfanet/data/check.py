@@ -70,6 +70,8 @@ class Report:
     """What a data set holds, split by split, and what is wrong with it."""
 
     dataset: str
+    wanted: str
+    """The name in the brackets of the refs file that was asked for, or of the usual one."""
     split_by: str | None = None
     """None where its files could not be read."""
     splits: dict[str, dict[str, int]] = field(default_factory=dict)
@@ -130,7 +132,7 @@ def lines(report: Report) -> Iterator[str]:
         yield f"{'problem' if finding.problem else 'note'}: {finding.line()}"
     if report.split_by is None:
         name = report.dataset
-        yield f"needed: {name}/instances.json and {name}/refs({DATASETS[name]}).p, from REFER's {name}.zip"
+        yield f"needed: {name}/instances.json and {name}/refs({report.wanted}).p, from REFER's {name}.zip"
         yield f"and in {IMAGE_FOLDERS[0]} the pictures of COCO's train2014.zip"
         yield "docs/data.md says where they come from"
     elif not report.problems:
@@ -140,7 +142,7 @@ def lines(report: Report) -> Iterator[str]:
 def _check_one(
     root: Path, dataset: str, split_by: str | None, token_length: int, decode: bool, own: bool
 ) -> Report:
-    report = Report(dataset)
+    report = Report(dataset, split_by or DATASETS.get(dataset, ""))
     try:
         files = ReferFiles.load(root, dataset, split_by)
     except UserError as error:
