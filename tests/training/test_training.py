@@ -28,7 +28,7 @@ from tfanet.training.loop import train
 from tfanet.training.losses import segmentation_loss
 from tfanet.training.options import RECIPES, TrainingOptions
 from tfanet.training.schedule import epoch_batches, parameter_groups, rate_factor, shares
-from tfanet.training.state import load_state
+from tfanet.training.state import FORMAT, load_state
 
 SMALL = replace(SMALLEST, drop_path=0.2)
 OPTIONS = TrainingOptions(epochs=2, batch=4, rate=1e-3, warmup=2, save_every=2, precision="fp32")
@@ -114,6 +114,16 @@ def test_a_damaged_state_is_one_line(tmp_path, content):
         path.write_bytes(content)
     with pytest.raises(UserError, match=r"training\.pt|is empty"):
         load_state(path, SMALL, OPTIONS.fixed())
+
+
+def test_a_state_cut_anywhere_is_one_line(tmp_path):
+    path = tmp_path / "training.pt"
+    torch.save({"format": FORMAT, "trained": {"model": torch.zeros(2000)}}, path)
+    whole = path.read_bytes()
+    for length in range(1, len(whole), 500):
+        path.write_bytes(whole[:length])
+        with pytest.raises(UserError, match=r"training\.pt is damaged"):
+            load_state(path, SMALL, OPTIONS.fixed())
 
 
 def test_a_run_with_other_options_is_not_resumed(shapes_root, tmp_path):

@@ -15,6 +15,11 @@ from tfanet.errors import UserError
 from tfanet.files import atomic_path, require_file
 
 FORMAT = "tfanet-training-2"
+_DAMAGED = (
+    pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError, LookupError, AttributeError,
+    TypeError,
+)  # fmt: skip
+"""What `torch.load` raises for files that were cut or changed."""
 
 
 @dataclass
@@ -57,13 +62,14 @@ def load_state(path: Path, config: TFANetConfig, options: dict[str, Any]) -> Tra
     require_file(path, "training state")
     try:
         values = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        known = isinstance(values, dict) and values.pop("format", None) == FORMAT
+        state = TrainingState(**values) if known else None
+    except _DAMAGED as error:
         raise UserError(
             f"training state {path} is damaged or of another kind; begin a new run in another --out"
         ) from error
-    if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
+    if state is None:
         raise UserError(f"{path} is no training state of this version; begin a new run in another --out")
-    state = TrainingState(**values)
     if TFANetConfig.from_json(state.config) != config:
         raise UserError(f"{path} is a run of another model config; use its preset or another --out")
     # States of before `split_by` was noted: `data` tells their expressions.
