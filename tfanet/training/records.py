@@ -80,8 +80,10 @@ def draw_curves(rows: list[dict[str, str]]) -> Image.Image:
     import io
 
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(12, 3.6), layout="constrained")
+    last = 1.02 * max((int(row["step"]) for row in rows), default=1)
     for place, (title, names) in enumerate(_CURVES.items(), 1):
         axes = figure.add_subplot(1, len(_CURVES), place)
         for name in names:
@@ -89,7 +91,10 @@ def draw_curves(rows: list[dict[str, str]]) -> Image.Image:
             marker = "o" if len(points) <= _MARKED else None  # a single point has no line
             xs, ys = [x for x, _ in points], [y for _, y in points]
             axes.plot(xs, ys, label=name, linewidth=1, marker=marker, markersize=3)
-        axes.set(title=title, xlabel="step")
+        axes.set(title=title, xlabel="step", xlim=(0, last))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if title != "loss":
+            axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3)
         axes.legend()
     content = io.BytesIO()
