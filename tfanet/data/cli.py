@@ -150,3 +150,7 @@ def pack(
 
 def main() -> None:
     run(app)
+
+
+if __name__ == "__main__":
+    main()

@@ -292,3 +292,7 @@ def _device(name: str) -> str:
 
 def main() -> None:
     run(app)
+
+
+if __name__ == "__main__":
+    main()
