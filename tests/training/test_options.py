@@ -23,6 +23,7 @@ from tfanet.training.loop import evaluate, train
 from tfanet.training.processes import Processes
 from tfanet.training.records import LOG_COLUMNS, draw_curves
 from tfanet.training.steps import Stepper
+from tfanet.training.trouble import Stop
 from tfanet.vmamba import StochasticDepth
 
 
@@ -142,7 +143,8 @@ def test_a_run_in_fp16_goes_on_with_its_scale_and_in_no_other_precision(tmp_path
 
 
 @pytest.mark.slow
-def test_the_compiled_parts_have_the_same_gradients(plain, monkeypatch):
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_compiled_parts_have_the_same_gradients(plain, monkeypatch, checkpointing):
     """Each in one graph, traced with its gradients, kernels left to the next test; validation adds none."""
     graphs = []
 
@@ -151,7 +153,7 @@ def test_the_compiled_parts_have_the_same_gradients(plain, monkeypatch):
         return lookup_backend("aot_eager")(module, inputs)
 
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend, fullgraph=True))
-    other, loss = one_step(compile=True)
+    other, loss = one_step(compile=True, checkpointing=checkpointing)
     assert loss == pytest.approx(plain[1], rel=1e-5)
     for one, two in zip(plain[0].model.parameters(), other.model.parameters(), strict=True):
         torch.testing.assert_close(two.grad, one.grad, rtol=1e-4, atol=1e-5)
@@ -159,7 +161,7 @@ def test_the_compiled_parts_have_the_same_gradients(plain, monkeypatch):
     stages = len(config.vmamba_dims)
     assert stages <= count <= 3 * stages + 2  # those of equal sizes share
     with torch.no_grad():
-        evaluate(other, Squares(3), lambda pairs, batches: map(part, batches), 0)
+        evaluate(other, Squares(3), lambda pairs, batches: map(part, batches), 0, Stop(), None, "")
     assert len(graphs) == count
 
 
@@ -311,3 +313,13 @@ def test_one_validation_can_be_seen():
         return (np.asarray(draw_curves(rows)) == first_colour).all(axis=2).sum()
 
     assert drawn([row]) > drawn([])
+
+
+def test_a_long_noisy_loss_is_drawn_as_its_mean():
+    """Alternating between two values it would be a block of colour; its mean is a line half way up."""
+    blank = dict.fromkeys(LOG_COLUMNS, "")
+    rows = [blank | {"step": str(step), "loss": str(step % 2)} for step in range(600)]
+    first_colour = np.array([31, 119, 180])
+    full = (np.abs(np.asarray(draw_curves(rows)) - first_colour) < 60).all(axis=2)
+    across = full[:, 60:420].mean(axis=1) > 0.5  # rows that the first curve fills
+    assert 0 < across.sum() < 8

@@ -24,7 +24,7 @@ _CURVES = {
     "learning rate": ("rate",),
 }
 _MARKED = 60
-"""Points of a curve up to which each is marked."""
+"""Points of a curve up to which each is marked; of more its mean over 1/`_MARKED` of them is drawn, too."""
 
 
 class Records:
@@ -76,9 +76,10 @@ class Records:
 
 
 def draw_curves(rows: list[dict[str, str]]) -> Image.Image:
-    """The curves of log.csv's `rows` against the step, as one picture."""
+    """The curves of log.csv's `rows` against the step, as one picture; long ones pale, under their mean."""
     import io
 
+    import numpy as np
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
@@ -88,15 +89,20 @@ def draw_curves(rows: list[dict[str, str]]) -> Image.Image:
         axes = figure.add_subplot(1, len(_CURVES), place)
         for name in names:
             points = [(int(row["step"]), float(row[name])) for row in rows if row.get(name)]
-            marker = "o" if len(points) <= _MARKED else None  # a single point has no line
-            xs, ys = [x for x, _ in points], [y for _, y in points]
+            xs, ys = (np.array([point[i] for point in points]) for i in range(2))
+            if title == "loss" and len(points) > _MARKED:
+                colour = f"C{names.index(name)}"
+                axes.plot(xs, ys, color=colour, alpha=0.2, linewidth=0.5)
+                window = len(points) // _MARKED
+                xs, ys = (np.convolve(x, np.full(window, 1 / window), "valid") for x in (xs, ys))
+            marker = "o" if len(xs) <= _MARKED else None  # a single point has no line
             axes.plot(xs, ys, label=name, linewidth=1, marker=marker, markersize=3)
         axes.set(title=title, xlabel="step", xlim=(0, last))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        if title != "loss":
-            axes.set_ylim(bottom=0)
+        shares = title.startswith("IoU")
+        axes.set_ylim(0, 1 if shares else 1.05 * axes.get_ylim()[1])
         axes.grid(alpha=0.3)
-        axes.legend()
+        axes.legend(loc="upper left" if shares else "best")
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=110)
     content.seek(0)
