@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -48,6 +49,20 @@ class Squares(Dataset):
         mask[:, :16] = 1
         image = torch.randint(0, 256, (32, 32, 3), dtype=torch.uint8, generator=rng)
         return {"image": image, "tokens": tokens, "mask": mask}
+
+
+class Signalling(Squares):
+    """Sends SIGTERM to this process when a pair is read for the `at`-th time; never where that is 0."""
+
+    def __init__(self, count: int, at: int) -> None:
+        super().__init__(count)
+        self.at, self.served = at, 0
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        self.served += 1
+        if self.served == self.at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super().__getitem__(index)
 
 
 def small_model(config: TFANetConfig = SMALL) -> tfanet.TFANet:

@@ -11,12 +11,12 @@ from small_runs import child_environment, log_rows
 
 STEPS, STOPPED = 24, 20
 SCRIPT = """
-import json, os, signal, socket, sys
+import json, os, socket, sys
 from dataclasses import replace
 from pathlib import Path
 import torch
 from PIL import Image
-from small_runs import OPTIONS, Squares, smallest_model
+from small_runs import OPTIONS, Signalling, Squares, smallest_model
 from tfanet.training import records
 from tfanet.training.loop import train
 from tfanet.training.processes import joined
@@ -26,17 +26,6 @@ torch.set_num_threads(1)  # a fork has no threads but its own
 records.draw_curves = lambda rows: Image.new("RGB", (8, 8))  # they are a third of so small a run
 steps, stopped = int(sys.argv[2]), int(sys.argv[3])
 options = replace(OPTIONS, batch=8, epochs=2, rate=5e-5, warmup=10, ema=0.9)
-
-class Interrupted(Squares):
-    def __init__(self, count, at):
-        super().__init__(count)
-        self.at, self.served = at, 0
-
-    def __getitem__(self, index):
-        self.served += 1
-        if self.served == self.at:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return super().__getitem__(index)
 
 def run(out, interrupted_at=0):
     figures = []
@@ -48,7 +37,7 @@ def run(out, interrupted_at=0):
 
     Stepper.step = noted
     state = out / "training.pt"
-    pairs = Interrupted(8 * steps // 2, interrupted_at)
+    pairs = Signalling(8 * steps // 2, interrupted_at)
     with joined("cpu") as (processes, _):
         own_out = out if processes.rank == 0 else out.with_name("second")
         # In FP64, for the gradient of a norm near zero makes what rounding leaves a hundred thousand times

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from small_runs import OPTIONS, Squares, child_environment, log_rows, smallest_model
+from small_runs import OPTIONS, Signalling, Squares, child_environment, log_rows, smallest_model
 
 from tfanet.errors import UserError
 from tfanet.training.loop import train
@@ -38,20 +38,6 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # pytest may run in a 
 options = replace(OPTIONS, workers=2)
 print(train(smallest_model(), Squares(64), Squares(2), Path(sys.argv[1]), options))
 """
-
-
-class Signalling(Squares):
-    """Sends SIGTERM to this process when a pair is read for the `at`-th time."""
-
-    def __init__(self, count: int, at: int) -> None:
-        super().__init__(count)
-        self.at, self.served = at, 0
-
-    def __getitem__(self, index):
-        self.served += 1
-        if self.served == self.at:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return super().__getitem__(index)
 
 
 class Deadly(Squares):

@@ -51,7 +51,11 @@ class Stepper:
             for stage in model.vmamba.stages:
                 stage.blocks = _Checkpointed(*stage.blocks)
         if options.compile:
-            for part in compiled_parts(model):
+            parts = compiled_parts(model)
+            # Beyond the limit a part would run uncompiled, with a warning; at worst none share their code.
+            dynamo = torch._dynamo.config
+            dynamo.recompile_limit = max(dynamo.recompile_limit, len(parts))
+            for part in parts:
                 part.compile(dynamic=False)
         self.call: nn.Module = model
         if processes.world > 1:
@@ -139,10 +143,7 @@ def choose_precision(name: str, device: torch.device) -> str:
 
 
 def compiled_parts(model: TFANet) -> list[nn.Module]:
-    """What `--compile` compiles, each by itself: those of the same sizes share their code.
-
-    The 15 blocks of the third stage of `base` are compiled once, and so are the 12 layers of its text tower.
-    """
+    """What `--compile` compiles, each by itself: those of the same sizes and strides share their code."""
     layers = cast(nn.ModuleList, model.text.tower.transformer.resblocks)
     blocks = (block for stage in model.vmamba.stages for block in stage.blocks)
     return [*layers, *blocks, *model.plus, *model.fusion, model.decoder]
