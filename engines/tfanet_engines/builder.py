@@ -168,14 +168,3 @@ def _monitor(trt: ModuleType, progress: Progress) -> Any:
             progress(phase_name, 0, 0)
 
     return Monitor()
-
-
-def built_of(values: dict[str, Any]) -> Built:
-    """What `dataclasses.asdict` and JSON made of a `Built`."""
-    return Built(
-        version=values["version"],
-        proof=PrecisionProof(**values["proof"]),
-        inspected=EngineLayers(**values["inspected"]) if values["inspected"] else None,
-        bindings=tuple((name, dtype, tuple(shape)) for name, dtype, shape in values["bindings"]),
-        warning=values["warning"],
-    )

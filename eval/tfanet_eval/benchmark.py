@@ -11,10 +11,10 @@ from typing import Any
 
 from tfanet.console import say
 from tfanet.errors import UserError, VerificationError
+from tfanet.subprocesses import OnMessage, run_in_subprocess
 from tfanet_engines.sidecar import Sidecar
 from tfanet_engines.targets import capability_here, fits, sm
 from tfanet_eval.accuracy import Evaluation
-from tfanet_eval.children import Heard, in_children
 from tfanet_eval.runs import Request, run_splits
 
 OK = "ok"
@@ -43,7 +43,7 @@ def benchmark(requests: Sequence[Request]) -> list[Row]:
     """
     rows: list[Row] = []
     for request in requests:
-        status, figures = _in_child(measure, request)
+        status, figures = _in_subprocess(measure, request)
         eager = (rows[0].figures if rows else figures).get("images/s")
         if eager and "images/s" in figures:
             figures = {**figures, "speedup": figures["images/s"] / eager}
@@ -155,14 +155,16 @@ def _sum(found: Mapping[str, Evaluation]) -> Evaluation:
     return functools.reduce(operator.add, found.values())
 
 
-def _in_child(work: Callable[[Request], tuple[str, dict]], request: Request) -> tuple[str, dict]:
+def _in_subprocess(work: Callable[[Request], tuple[str, dict]], request: Request) -> tuple[str, dict]:
     """What `work` gives in a fresh process; a failure is a status."""
     try:
-        return in_children(_unheard, [(work, request)])[0]
+        return run_in_subprocess(_without_messages, (work, request), name="its process")
     except (UserError, VerificationError) as error:
         return f"failed: {error}", {}
 
 
-def _unheard(job: tuple[Callable[[Request], tuple[str, dict]], Request], heard: Heard) -> tuple[str, dict]:
+def _without_messages(
+    job: tuple[Callable[[Request], tuple[str, dict]], Request], send: OnMessage
+) -> tuple[str, dict]:
     work, request = job
     return work(request)

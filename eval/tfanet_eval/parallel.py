@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from tfanet.console import bar
 from tfanet.errors import UserError, VerificationError
-from tfanet_eval.children import Heard, in_children
+from tfanet.subprocesses import OnMessage, run_in_subprocesses
 from tfanet_eval.conventions import convention_named
 from tfanet_eval.runs import Opened, Request, Share, measure, opened, share_of, whole
 
@@ -39,13 +39,13 @@ def run_in_workers(
             f"{request.data_name} {', '.join(request.splits)}, {workers} processes",
             total=total, completed=len(share.done),
         )  # fmt: skip
-        parts = in_children(_work, shares, lambda steps: progress.advance(task, steps))
+        parts = run_in_subprocesses(_work, shares, lambda steps: progress.advance(task, steps))
     return whole(parts, share.file)
 
 
-def _work(share: Share, heard: Heard) -> dict[str, Evaluation]:
+def _work(share: Share, send: OnMessage) -> dict[str, Evaluation]:
     with opened(share.request, share.threads) as models:
-        return measure(models, share, heard)
+        return measure(models, share, send)
 
 
 def _require_cpu(request: Request) -> None:

@@ -40,8 +40,10 @@ ENDS = [
     pytest.param("import ctypes; ctypes.string_at(0)", "was ended by SIGSEGV", id="crash"),
     pytest.param("import os; os.abort()", "was ended by SIGABRT", id="abort"),
     pytest.param("import os; os.kill(os.getpid(), 9)", "SIGKILL; was there too little memory", id="killed"),
-    pytest.param("import os; os._exit(3)", "exit code 3 and without a word", id="quiet"),
-    pytest.param("import os, sys; os.write(2, b'out of luck'); os._exit(1)", "word: out of luck", id="word"),
+    pytest.param("import os; os._exit(3)", "exit code 3 and without a result", id="quiet"),
+    pytest.param(
+        "import os, sys; os.write(2, b'out of luck'); os._exit(1)", "result: out of luck", id="error-output"
+    ),
 ]
 
 

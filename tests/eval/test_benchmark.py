@@ -20,11 +20,14 @@ REQUEST = Request(Path("none.onnx"), None, Path("none"), "refcoco", ("val",))
 
 
 def test_a_process_that_dies_or_refuses_keeps_its_row():
-    assert benchmark._in_child(fake_engines.dies, REQUEST) == (
-        "failed: its process ended with exit code 7 and without a word",
+    assert benchmark._in_subprocess(fake_engines.dies, REQUEST) == (
+        "failed: its process ended with exit code 7 and without a result",
         {},
     )
-    assert benchmark._in_child(fake_engines.refuses, REQUEST) == ("failed: this machine has no such GPU", {})
+    assert benchmark._in_subprocess(fake_engines.refuses, REQUEST) == (
+        "failed: this machine has no such GPU",
+        {},
+    )
 
 
 def test_a_figure_below_its_floor_or_not_measured_is_named():

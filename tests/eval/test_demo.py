@@ -24,7 +24,7 @@ def demo_of(command, monkeypatch, shapes_root, checkpoint, tmp_path):
     def call(deployed):
         monkeypatch.setattr(benchmark, "onnx_pair", lambda checkpoint, stem: [deployed, deployed])
         monkeypatch.setattr(demo, "_built", lambda onnx, out: plan)
-        monkeypatch.setattr(benchmark, "in_children", lambda work, jobs: [work(job, None) for job in jobs])
+        monkeypatch.setattr(benchmark, "run_in_subprocess", lambda work, job, name: work(job, None))
         arguments = ("--checkpoint", checkpoint, "--data", shapes_root, "--limit", 3, "--out", "demo")
         return command(lambda: run(app), *arguments)
 

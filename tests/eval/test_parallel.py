@@ -18,7 +18,7 @@ from fake_engines import rows
 
 from tfanet.data.refer import ReferDataset
 from tfanet.errors import UserError, VerificationError
-from tfanet_eval.children import in_children
+from tfanet.subprocesses import run_in_subprocesses
 from tfanet_eval.cli import main
 from tfanet_eval.results import read_results
 
@@ -100,7 +100,7 @@ def test_ctrl_c_ends_all_of_them_and_the_file_goes_on(command, checkpoint, shape
 
 ENDS = [
     pytest.param(
-        "dies", VerificationError, "process 2 of 2 ended with exit code 7 and without a word", id="dies"
+        "dies", VerificationError, "process 2 of 2 ended with exit code 7 and without a result", id="dies"
     ),
     pytest.param("is killed", VerificationError, "process 2 of 2 was ended by SIGKILL", id="killed"),
     pytest.param("refuses", UserError, "no such GPU", id="refuses"),
@@ -112,7 +112,7 @@ def test_when_one_ends_the_others_do(tmp_path, how, error, named):
     file, steps = tmp_path / "process", []
     began = time.monotonic()
     with pytest.raises(error, match=named):
-        in_children(fake_engines.waits_beside, [("waits", file), (how, file)], steps.append)
+        run_in_subprocesses(fake_engines.waits_beside, [("waits", file), (how, file)], steps.append)
     assert time.monotonic() - began < 50
     assert not is_running(int(file.read_text()))
     assert steps == [3]

@@ -1,0 +1,71 @@
+"""Command lines are an interface: every command and option of version 0.1 is there, with its default.
+
+`cli_options.json` is the list as released; `python tests/test_cli_options.py` writes the present one. What is
+new may be added to it. What is renamed keeps its old name as a deprecated alias for a version (CHANGELOG.md),
+so nothing ever leaves the list without a new version.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+
+import typer
+
+SNAPSHOT = Path(__file__).parent / "cli_options.json"
+MODULES = {
+    "tfanet-train": "tfanet.training.cli",
+    "tfanet-data": "tfanet.data.cli",
+    "tfanet-count": "tfanet.counts_cli",
+    "tfanet-export": "tfanet_export.cli",
+    "tfanet-eval": "tfanet_eval.cli",
+    "tfanet-benchmark": "tfanet_eval.benchmark_cli",
+    "tfanet-predict": "tfanet_eval.predict_cli",
+}
+
+
+def options() -> dict[str, dict[str, str]]:
+    """By command line ("tfanet-export onnx") the options, all their names in one key, with their default."""
+    found = {}
+    for command, module in MODULES.items():
+        group = typer.main.get_command(importlib.import_module(module).app)
+        subcommands = getattr(group, "commands", {})
+        found[command] = parameters(group)
+        found |= {f"{command} {name}": parameters(sub) for name, sub in sorted(subcommands.items())}
+    return {command: values for command, values in found.items() if values}
+
+
+def parameters(command: typer.core.TyperCommand) -> dict[str, str]:
+    return {
+        " ".join([*parameter.opts, *parameter.secondary_opts]): f"default {parameter.default}"
+        for parameter in command.params
+        if "--help" not in parameter.opts
+    }
+
+
+def test_every_released_option_is_there_with_its_default():
+    present, missing = options(), []
+    for command, released in json.loads(SNAPSHOT.read_text("utf-8")).items():
+        here = present.get(command, {})
+        by_name = {name: value for names, value in here.items() for name in names.split()}
+        for names, value in released.items():
+            missing += [f"{command} {name} ({value})" for name in names.split() if by_name.get(name) != value]
+    assert missing == []
+
+
+def test_the_list_names_every_present_option():
+    released = json.loads(SNAPSHOT.read_text("utf-8"))
+    known = {command: {n for names in o for n in names.split()} for command, o in released.items()}
+    new = [
+        f"{command} {name}"
+        for command, here in options().items()
+        for names in here
+        for name in names.split()
+        if name not in known.get(command, ())
+    ]
+    assert new == [], "write them down: python tests/test_cli_options.py"
+
+
+if __name__ == "__main__":
+    SNAPSHOT.write_text(json.dumps(options(), indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,74 @@
+"""Subprocesses: results in order, messages, a time limit, and one line for a subprocess that fails."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import pytest
+
+from tfanet.errors import UserError, VerificationError
+from tfanet.subprocesses import run_in_subprocess, run_in_subprocesses
+
+
+def square(job, send):
+    send(("started", job))
+    print("what a library prints is no message")
+    return job * job
+
+
+def fail(job, send):
+    raise job
+
+
+def crash(job, send):
+    os.write(2, b"out of luck")
+    os._exit(job)
+
+
+def sleep(job, send):
+    send(os.getpid())
+    time.sleep(60)
+
+
+def test_results_come_in_order_with_every_message(capfd):
+    messages = []
+    assert run_in_subprocesses(square, [3, 1, 2], messages.append) == [9, 1, 4]
+    assert sorted(messages) == [("started", 1), ("started", 2), ("started", 3)]
+    assert capfd.readouterr().out == ""
+
+
+@pytest.mark.parametrize("error", [UserError("no such file"), VerificationError("0.1 is above 0.01")])
+def test_errors_of_the_project_are_raised_here(error):
+    with pytest.raises(type(error), match=str(error)):
+        run_in_subprocess(fail, error)
+
+
+def test_any_other_failure_is_one_line_with_the_end_of_the_error_output():
+    with pytest.raises(VerificationError, match=r"^the job ended with exit code 3 .* result: out of luck$"):
+        run_in_subprocess(crash, 3, name="the job")
+    with pytest.raises(VerificationError, match="ValueError: bad"):
+        run_in_subprocess(fail, ValueError("bad"))
+
+
+def test_a_time_limit_ends_the_subprocess():
+    messages, begun = [], time.monotonic()
+    with pytest.raises(VerificationError, match=r"^the subprocess was stopped after 3 s"):
+        run_in_subprocess(sleep, None, messages.append, timeout=3)
+    assert time.monotonic() - begun < 30
+    with pytest.raises(ProcessLookupError):
+        os.kill(messages[0], 0)
+
+
+def test_an_exception_in_a_callback_ends_all_subprocesses():
+    processes = []
+
+    def interrupt(process):
+        processes.append(process)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_in_subprocesses(sleep, [None, None], interrupt)
+    for process in processes:
+        with pytest.raises(ProcessLookupError):
+            os.kill(process, 0)
