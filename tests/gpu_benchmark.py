@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import importlib
-import sys
 import time
 from pathlib import Path
 
 import tfanet.ops as ops
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
-sys.path.insert(0, str(BENCHMARKS))
 gpu_measure, gpu_cases, scan_measure = map(
     importlib.import_module, ("gpu_measure", "gpu_cases", "scan_measure")
 )

@@ -22,7 +22,6 @@ from tfanet.ops.selective_scan import selective_scan_loop
 from tfanet_export.functions import CROSS_SCAN, SCAN
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
-sys.path.insert(0, str(BENCHMARKS))
 formulations, report, scan_measure, scan_cpu = map(
     importlib.import_module,
     ("formulations", "report", "scan_measure", "scan_cpu"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import sys
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +16,6 @@ from tfanet.checkpoint import save_model
 from tfanet.errors import UserError, VerificationError
 
 TESTS = Path(__file__).resolve().parent
-sys.path[:0] = [str(TESTS), str(TESTS.parent / "benchmarks")]
 write_onnx = importlib.import_module("small_engines").write_onnx
 measure, engines_gpu = map(importlib.import_module, ("engines_measure", "engines_gpu"))
 

@@ -5,15 +5,12 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
-import sys
-from pathlib import Path
 
 import pytest
 
 from tfanet.config import PRESETS
 from tfanet.data.refer import ReferDataset
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent / "benchmarks")]
 cost = importlib.import_module("evaluation_cost")
 write_onnx = importlib.import_module("small_engines").write_onnx
 

@@ -7,19 +7,14 @@ import os
 import sys
 import time
 from importlib.machinery import ModuleSpec
-from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
+from gpu_benchmark import KERNELS, SMALL, gpu_cases, gpu_measure, host_timer, scan_measure, scan_module
 
 import tfanet.ops as ops
 from tfanet.ops import dispatch
-
-# Pytest imports tests without touching sys.path; `gpu_benchmark` lies beside this one.
-sys.path.insert(0, str(Path(__file__).parent))
-
-from gpu_benchmark import KERNELS, SMALL, gpu_cases, gpu_measure, host_timer, scan_measure, scan_module
 
 Shape, Timing = scan_measure.Shape, gpu_measure.Timing
 Candidate, Case = gpu_measure.Candidate, gpu_measure.Case

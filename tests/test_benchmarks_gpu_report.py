@@ -11,15 +11,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from gpu_benchmark import BENCHMARKS, KERNELS, SMALL, gpu_cases, gpu_measure, host_timer, scan_measure
 from typer.testing import CliRunner
 
 import tfanet.ops as ops
 from tfanet.errors import UserError, VerificationError
-
-# Pytest imports tests without touching sys.path; `gpu_benchmark` lies beside this one.
-sys.path.insert(0, str(Path(__file__).parent))
-
-from gpu_benchmark import BENCHMARKS, KERNELS, SMALL, gpu_cases, gpu_measure, host_timer, scan_measure
 
 gpu_report, scan_gpu = map(importlib.import_module, ("gpu_report", "scan_gpu"))
 Shape, Row, Timing = scan_measure.Shape, gpu_measure.Row, gpu_measure.Timing

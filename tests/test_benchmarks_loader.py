@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,6 @@ from typer.testing import CliRunner
 from tfanet.data.packed import PackedPictures
 from tfanet.errors import VerificationError
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 loader_cpu = importlib.import_module("loader_cpu")
 
 

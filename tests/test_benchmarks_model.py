@@ -24,7 +24,6 @@ from tfanet.ops.selective_scan import selective_scan_loop
 from tfanet_export.functions import CROSS_SCAN, DOMAIN, DOMAIN_VERSION, OPSET, SCAN
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
-sys.path.insert(0, str(BENCHMARKS))
 formulations, scan_measure, model_measure, model_cpu = map(
     importlib.import_module, ("formulations", "scan_measure", "model_measure", "model_cpu")
 )

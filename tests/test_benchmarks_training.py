@@ -15,7 +15,6 @@ from tfanet.config import PRESETS
 from tfanet.errors import UserError, VerificationError
 
 TESTS = Path(__file__).resolve().parent
-sys.path[:0] = [str(TESTS / "training"), str(TESTS.parent / "benchmarks")]
 small_runs = importlib.import_module("small_runs")
 OPTIONS = small_runs.OPTIONS
 measure, training_gpu = map(importlib.import_module, ("training_measure", "training_gpu"))

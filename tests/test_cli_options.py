@@ -19,9 +19,9 @@ MODULES = {
     "tfanet-data": "tfanet.data.cli",
     "tfanet-count": "tfanet.counts_cli",
     "tfanet-export": "tfanet_export.cli",
-    "tfanet-eval": "tfanet_eval.cli",
-    "tfanet-benchmark": "tfanet_eval.benchmark_cli",
-    "tfanet-predict": "tfanet_eval.predict_cli",
+    "tfanet-eval": "tfanet_eval.cli.evaluate",
+    "tfanet-benchmark": "tfanet_eval.cli.benchmark",
+    "tfanet-predict": "tfanet_eval.cli.predict",
 }
 
 

@@ -23,9 +23,9 @@ COMMANDS = {
     "tfanet-data": "tfanet.data.cli",
     "tfanet-count": "tfanet.counts_cli",
     "tfanet-export": "tfanet_export.cli",
-    "tfanet-eval": "tfanet_eval.cli",
-    "tfanet-benchmark": "tfanet_eval.benchmark_cli",
-    "tfanet-predict": "tfanet_eval.predict_cli",
+    "tfanet-eval": "tfanet_eval.cli.evaluate",
+    "tfanet-benchmark": "tfanet_eval.cli.benchmark",
+    "tfanet-predict": "tfanet_eval.cli.predict",
 }
 HEAVY = (
     "torch",
@@ -59,10 +59,10 @@ def imports_of(path: Path) -> set[str]:
 @pytest.mark.parametrize(
     ("line", "names"),
     [
-        ("import tfanet_eval.cli as c, os", {"tfanet_eval.cli", "os"}),
-        ("from tfanet_eval.cli import main", {"tfanet_eval.cli", "tfanet_eval.cli.main"}),
-        ("from tfanet_eval import cli", {"tfanet_eval", "tfanet_eval.cli"}),
-        ("def f():\n    from tfanet_eval import cli as c", {"tfanet_eval", "tfanet_eval.cli"}),
+        ("import tfanet_eval.tables as t, os", {"tfanet_eval.tables", "os"}),
+        ("from tfanet_eval.tables import show", {"tfanet_eval.tables", "tfanet_eval.tables.show"}),
+        ("from tfanet_eval import tables", {"tfanet_eval", "tfanet_eval.tables"}),
+        ("def f():\n    from tfanet_eval import tables as t", {"tfanet_eval", "tfanet_eval.tables"}),
     ],
 )
 def test_imports_are_found_in_every_form(tmp_path, line, names):

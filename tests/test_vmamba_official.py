@@ -32,8 +32,8 @@ from tfanet.config import TFANetConfig, preset
 from tfanet.vmamba import VMamba
 
 HERE = Path(__file__).parent
-FIGURES = json.loads((HERE / "vmamba_official.json").read_text())
-STAGES: dict[str, list[dict]] = FIGURES["stages"]
+METRICS = json.loads((HERE / "vmamba_official.json").read_text())
+STAGES: dict[str, list[dict]] = METRICS["stages"]
 """`<size> <picture> <side>` -> the official figures of the four stages."""
 SIZES = {
     "tiny_s2l5": (96, 5, 2.0),
@@ -100,11 +100,11 @@ def waves(size: int) -> Tensor:
     return (torch.stack(channels) + (x > y).float())[None]
 
 
-@pytest.mark.parametrize("photo", FIGURES["pixel_sums"])
+@pytest.mark.parametrize("photo", METRICS["pixel_sums"])
 def test_photographs_are_decoded_to_the_pixels_of_the_figures(photo):
     pixels = np.asarray(Image.open(HERE / "photos" / f"{photo}.jpg"))
     assert pixels.shape == (480, 480, 3)
-    assert pixels.sum(dtype=np.int64) == FIGURES["pixel_sums"][photo]
+    assert pixels.sum(dtype=np.int64) == METRICS["pixel_sums"][photo]
 
 
 def test_the_figures_depend_on_the_picture():

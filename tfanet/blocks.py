@@ -64,7 +64,7 @@ def tensors_of(value: Any) -> list[Tensor]:
 
 
 @contextmanager
-def watching(
+def hook_blocks(
     model: TFANet, seen: Callable[[str, nn.Module, tuple[Any, ...], dict[str, Any], Any], None]
 ) -> Iterator[None]:
     """Call `seen(name, block, args, kwargs, output)` after every block that runs within the `with`."""

@@ -38,7 +38,7 @@ class Signature:
     image: TensorSpec
     tokens: TensorSpec
     mask_logits: TensorSpec
-    further: tuple[TensorSpec, ...] = ()
+    extra: tuple[TensorSpec, ...] = ()
     """Outputs of a graph that is looked into rather than deployed."""
 
     @property
@@ -47,7 +47,7 @@ class Signature:
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
-        return self.mask_logits, *self.further
+        return self.mask_logits, *self.extra
 
 
 def signature_of(config: TFANetConfig) -> Signature:

@@ -57,9 +57,9 @@ def run_in_subprocesses(
         timeout: seconds for each job; None is no limit.
         names: what messages call the subprocesses; by default "process 1 of 4".
 
-    Raises the first `UserError` or `VerificationError` of a job, and `VerificationError` for a subprocess that
-    ends without a result or takes too long. No subprocess runs any more when this returns or raises, also on
-    Ctrl-C.
+    Raises the first `UserError` or `VerificationError` of a job, and `VerificationError` for a subprocess
+    that ends without a result or takes too long. No subprocess runs any more when this returns or raises,
+    also on Ctrl-C.
     """
     names = names or [f"process {number + 1} of {len(jobs)}" for number in range(len(jobs))]
     one_at_a_time = threading.Lock()
@@ -96,7 +96,7 @@ class _Subprocess:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self._errors = tempfile.TemporaryFile()
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115
         path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
         try:
             self._process = subprocess.Popen(

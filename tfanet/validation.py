@@ -1,7 +1,7 @@
 """Data from outside (configs, sidecars, results, REFER files) checked against a declared type, by pydantic.
 
-Declare what a file holds as a dataclass or a `typing_extensions.TypedDict` and name it here. Types are strict:
-no number is made of a string, `1` is not `true`, and a dataclass takes no unknown fields if it says so:
+Declare what a file holds as a dataclass or a `typing_extensions.TypedDict`. Types are strict: a string is not
+converted to a number, nor 1 to true. A dataclass takes no unknown fields if it says so:
 
     __pydantic_config__ = {"extra": "forbid"}
 """

@@ -63,13 +63,13 @@ def build_plan(
     backend: str = "auto",
     rebuild: str | None = None,
     progress: bool = False,
-    further_outputs: Sequence[str] = (),
+    extra_outputs: Sequence[str] = (),
 ) -> BuildReport:
     """Build `plan_path` and its sidecar from an ONNX file that `tfanet-export onnx` wrote.
 
     `backend` is `tensorrt-rtx` (for any GPUs of `targets.RTX_CAPABILITIES`, none needed here), `tensorrt`
     (for the GPU of this machine) or `auto`. `rebuild` is the command that the sidecar names; by default one
-    that calls this function. The build runs in a process of its own. `further_outputs` names what the network
+    that calls this function. The build runs in a process of its own. `extra_outputs` names what the network
     gives besides the mask logits: a plan to look into, which `open_engine` refuses.
 
     Raises `UserError` for bad arguments and files, `VerificationError` when the network does not parse, does
@@ -88,7 +88,7 @@ def build_plan(
     start = time.perf_counter()
     with atomic_path(plan_path) as temporary, _bars(progress) as show:
         built, child_memory = builder_process.run(request, temporary, show)
-        _check(source, built, further_outputs)
+        _check(source, built, extra_outputs)
     if built.warning:
         warnings.warn(built.warning, RuntimeWarning, stacklevel=2)
     seconds = time.perf_counter() - start
@@ -104,7 +104,7 @@ def build_plan(
         precision=source.precision,
         proof=dataclasses.asdict(built.proof)
         | {"plugin_layers": len(plugins), "engine": inspected, "parity_of_the_onnx_file": onnx_parity}
-        | ({"further_outputs": [*further_outputs]} if further_outputs else {}),
+        | ({"extra_outputs": [*extra_outputs]} if extra_outputs else {}),
         builder=MODULES[name],
         builder_version=built.version,
         compute_capabilities=served,
@@ -164,11 +164,11 @@ def capabilities_for(backend: Backend, options: BuildOptions) -> tuple[str, ...]
     return wanted
 
 
-def _check(source: OnnxFile, built: Built, further: Sequence[str]) -> None:
+def _check(source: OnnxFile, built: Built, extra: Sequence[str]) -> None:
     """Raise `VerificationError` unless the network has the promised bindings and precision."""
     promised, proof = _promised(signature_of(source.config)), built.proof
     found = tuple(name for name, _, _ in built.bindings[len(promised) :])
-    if built.bindings[: len(promised)] != promised or found != tuple(further):
+    if built.bindings[: len(promised)] != promised or found != tuple(extra):
         raise VerificationError(f"the network of {source.path} has bindings {built.bindings}, not {promised}")
     if source.sidecar and source.sidecar.precision != source.precision:
         raise VerificationError(

@@ -13,8 +13,8 @@ from tfanet_engines.builder import Built, Progress, Request, build
 def run(request: Request, plan: Path, progress: Progress) -> tuple[Built, int]:
     """Build `request` into the file `plan`; the report, and the peak memory of the subprocess in bytes.
 
-    Raises what `tfanet_engines.builder.build` raises, and `VerificationError` if the subprocess ends without a
-    result.
+    Raises what `tfanet_engines.builder.build` raises, and `VerificationError` if the subprocess ends
+    without a result.
     """
     return run_in_subprocess(
         _build, (request, plan), lambda step: progress(*step), name="the builder's process"

@@ -126,9 +126,9 @@ class Lane:
         return found.numpy().copy()
 
     def look(self, images: np.ndarray, tokens: np.ndarray) -> dict[str, np.ndarray]:
-        """The signature's further outputs for arrays of one pair, by name."""
+        """The signature's extra outputs for arrays of one pair, by name."""
         self.infer(images, tokens)
-        return {spec.name: self._buffers[spec.name].cpu().numpy() for spec in self._plan.signature.further}
+        return {spec.name: self._buffers[spec.name].cpu().numpy() for spec in self._plan.signature.extra}
 
     def infer_tensors(self, images: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         """Logits of tensors on the device, read where they lie, in order with the caller's stream."""

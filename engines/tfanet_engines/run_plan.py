@@ -41,12 +41,12 @@ class PlanEngine(Engine):
         trust: bool = False,
         lanes: int = 2,
         graphs: bool = True,
-        further: Sequence[TensorSpec] = (),
+        extra: Sequence[TensorSpec] = (),
     ) -> None:
-        """`further` are the outputs of a plan that was built to be looked into, for one pair at a time."""
+        """`extra` are additional outputs of a plan that was built for inspection, one pair at a time."""
         sidecar = Sidecar.read(file)
         _check_kind(file, sidecar)
-        if [spec.name for spec in further] != sidecar.proof.get("further_outputs", []):
+        if [spec.name for spec in extra] != sidecar.proof.get("extra_outputs", []):
             raise UserError(f"{file} is a plan to look into, not one to deploy; {sidecar.remedy}")
         # What is hashed is what is opened, whatever happens to the file in between.
         plan = require_file(file, "plan").read_bytes()
@@ -68,7 +68,7 @@ class PlanEngine(Engine):
             raise UserError(f"{trt.__name__} cannot open {file}: {errors}; {sidecar.remedy}")
         name = f"{file.name} ({trt.__name__} {trt.__version__})"
         self._config, self._cache = _runtime_config(trt, self._engine, sidecar, device)
-        signature = dataclasses.replace(signature_of(sidecar.model_config()), further=(*further,))
+        signature = dataclasses.replace(signature_of(sidecar.model_config()), extra=(*extra,))
         smallest, optimal, largest = self._engine.get_tensor_profile_shape(signature.image.name, 0)
         self.batch = smallest[0], optimal[0], largest[0]
         """Smallest, optimal and largest batch of the plan."""
@@ -116,7 +116,7 @@ class PlanEngine(Engine):
             return lane.infer_tensors(images, tokens)
 
     def look(self, images: np.ndarray, tokens: np.ndarray) -> dict[str, np.ndarray]:
-        """The further outputs for one pair, by name; see `infer` for the inputs."""
+        """The extra outputs for one pair, by name; see `infer` for the inputs."""
         self._check_batch(len(images))
         with self._pool.lane() as lane:
             return lane.look(images, tokens)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from tfanet.lazy import lazy_attributes
 
 if TYPE_CHECKING:
-    from tfanet_eval.accuracy import Evaluation, evaluate
+    from tfanet_eval.evaluation import Evaluation, evaluate
     from tfanet_eval.latency import Latency
     from tfanet_eval.metrics import SegmentationMetrics
     from tfanet_eval.prediction import predict
@@ -23,10 +23,10 @@ __all__ = [
 __getattr__ = lazy_attributes(
     __name__,
     {
-        "Evaluation": "tfanet_eval.accuracy",
+        "Evaluation": "tfanet_eval.evaluation",
         "Latency": "tfanet_eval.latency",
         "SegmentationMetrics": "tfanet_eval.metrics",
-        "evaluate": "tfanet_eval.accuracy",
+        "evaluate": "tfanet_eval.evaluation",
         "predict": "tfanet_eval.prediction",
     },
 )

@@ -14,7 +14,7 @@ from tfanet.errors import UserError, VerificationError
 from tfanet.subprocesses import OnMessage, run_in_subprocess
 from tfanet_engines.sidecar import Sidecar
 from tfanet_engines.targets import capability_here, fits, sm
-from tfanet_eval.accuracy import Evaluation
+from tfanet_eval.evaluation import Evaluation
 from tfanet_eval.runs import Request, run_splits
 
 OK = "ok"
@@ -121,7 +121,7 @@ def measure(request: Request) -> tuple[str, dict[str, Any]]:
     reference gives parity. Raises as `run_splits` and `find_reference`.
     """
     from tfanet.console import peak_memory
-    from tfanet_eval.references import find_reference, gate_of, precision_of
+    from tfanet_eval.reference import find_reference, gate_of, precision_of
     from tfanet_eval.tables import figures
 
     if elsewhere := _elsewhere(request.engine):

@@ -7,9 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from tfanet.data.scene import LEVELS
-from tfanet_eval.conventions import Convention
-from tfanet_eval.intervals import resample
-from tfanet_eval.metrics import SegmentationMetrics
+from tfanet_eval.metrics import Convention, SegmentationMetrics, resample
 from tfanet_eval.results import Record
 
 _PLACES = """

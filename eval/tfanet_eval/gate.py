@@ -11,7 +11,7 @@ from tfanet.console import say
 
 if TYPE_CHECKING:
     from tfanet_engines.parity import Gate
-    from tfanet_eval.accuracy import Evaluation
+    from tfanet_eval.evaluation import Evaluation
     from tfanet_eval.results import Record
     from tfanet_eval.runs import Request
 
@@ -38,10 +38,10 @@ def show_verdicts(
 
 
 def _show(request: Request, split: str, records: list[Record], folder: Path) -> None:
-    from tfanet.data.masks import overlap
-    from tfanet.pictures import Cell, contact_sheet, save_picture
+    from tfanet.iou import intersection_union
+    from tfanet.visualize import Cell, contact_sheet, save_image
     from tfanet_engines import open_engine
-    from tfanet_eval.conventions import convention_named
+    from tfanet_eval.metrics import convention_named
     from tfanet_eval.prediction import predict
 
     assert request.reference is not None
@@ -59,11 +59,11 @@ def _show(request: Request, split: str, records: list[Record], folder: Path) -> 
             ours, theirs = (
                 predict(model, picture, record.text, strict=False) > 0 for model in (engine, reference)
             )
-            both, either = overlap(ours, theirs)
+            both, either = intersection_union(ours, theirs)
             cell = Cell(picture, record.text, ours, theirs, both / either if either else 1.0)
             file = folder / f"{split}-{place}-image-{record.image}-sentence-{record.sentence}.png"
             title = "blue: engine, yellow: reference"
-            save_picture(contact_sheet([cell], title=title, legend=False), file)
+            save_image(contact_sheet([cell], title=title, legend=False), file)
             say(
                 f"  worst {place}: image {record.image}, sentence {record.sentence} {record.text!r}: max "
                 f"logit error {record.against.parity.max_abs_error:.2e}, mask agreement "

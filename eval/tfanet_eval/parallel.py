@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 from tfanet.console import bar
 from tfanet.errors import UserError, VerificationError
 from tfanet.subprocesses import OnMessage, run_in_subprocesses
-from tfanet_eval.conventions import convention_named
+from tfanet_eval.metrics import convention_named
 from tfanet_eval.runs import Opened, Request, Share, measure, opened, share_of, whole
 
 if TYPE_CHECKING:
     from tfanet.training.processes import Processes
-    from tfanet_eval.accuracy import Evaluation
+    from tfanet_eval.evaluation import Evaluation
 
 
 def run_in_workers(

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from tfanet.data.refer import ReferDataset
-    from tfanet.pictures import Cell
+    from tfanet.visualize import Cell
     from tfanet_engines.engine import Engine
     from tfanet_eval.runs import Request
 
@@ -41,7 +41,7 @@ def predict(engine: Engine, picture: Image.Image, sentence: str, *, strict: bool
 
 def prediction_cells(engine: Engine, dataset: ReferDataset, count: int) -> list[Cell]:
     """Cells of `count` samples for `contact_sheet`, evenly spread over the data set, so not picked."""
-    from tfanet.pictures import Cell
+    from tfanet.visualize import Cell
 
     cells = []
     for index in spread(len(dataset), count):
@@ -56,13 +56,13 @@ def prediction_cells(engine: Engine, dataset: ReferDataset, count: int) -> list[
 
 def write_sheet(request: Request, path: Path, title: str) -> None:
     """Write a contact sheet of what the request's engine predicts on its first split."""
-    from tfanet.pictures import contact_sheet, save_picture
+    from tfanet.visualize import contact_sheet, save_image
     from tfanet_engines import open_engine
 
     dataset = request.datasets()[request.splits[0]]
     with open_engine(request.engine, image_size=request.image_size, trust=request.trust) as engine:
         cells = prediction_cells(engine, dataset, SHEET_CELLS)
-    save_picture(contact_sheet(cells, title=title), path)
+    save_image(contact_sheet(cells, title=title), path)
 
 
 def spread(total: int, count: int) -> Iterable[int]:

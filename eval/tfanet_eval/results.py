@@ -19,7 +19,7 @@ from tfanet.data.refer import usual_split_by
 from tfanet.errors import UserError
 from tfanet.files import require_file, require_writable, write_text
 from tfanet_engines.parity import ParityFigures
-from tfanet_eval.conventions import convention_named
+from tfanet_eval.metrics import convention_named
 
 FORMAT = "tfanet-results"
 VERSION = 1

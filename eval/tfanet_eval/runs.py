@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tfanet.data.refer import data_name, usual_split_by
-from tfanet_eval.accuracy import Evaluation, evaluate
+from tfanet_eval.evaluation import Evaluation, evaluate
 from tfanet_eval.results import Record, ResultsFile
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class Request:
     def description(self) -> dict[str, Any]:
         """What a results file says of the run; two runs that agree in it measure the same."""
         from tfanet_engines.sidecar import model_sha256
-        from tfanet_eval.references import precision_of
+        from tfanet_eval.reference import precision_of
 
         reference = self.reference
         return {

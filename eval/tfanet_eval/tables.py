@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from tfanet_eval.conventions import THRESHOLDS
+from tfanet_eval.metrics import THRESHOLDS
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from tfanet_eval.accuracy import Evaluation
+    from tfanet_eval.evaluation import Evaluation
 
 NOTHING = "–"
 _WIDE = 1000

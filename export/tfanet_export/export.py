@@ -15,9 +15,9 @@ import torch
 
 from tfanet.checkpoint import weights_sha256
 from tfanet.console import peak_memory, working
-from tfanet.data.masks import overlap
 from tfanet.errors import UserError
 from tfanet.files import atomic_path
+from tfanet.iou import intersection_union, mean_iou, overall_iou
 from tfanet.model import TFANet
 from tfanet.signature import signature_of
 from tfanet_engines import Sidecar, open_engine
@@ -154,9 +154,9 @@ def verify(model: TFANet, path: str | Path, pairs: int, precision: str) -> tuple
             expected = model(torch.from_numpy(images[batch]), torch.from_numpy(tokens[batch])).numpy()
             actual = engine.infer(images[batch], tokens[batch])
             figures += map(compare_logits, expected, actual)
-            ours += map(overlap, actual > 0, truth[batch] > 0)
-            theirs += map(overlap, expected > 0, truth[batch] > 0)
-    scores = [_metrics(counts) for counts in (ours, theirs)]
+            ours += map(intersection_union, actual > 0, truth[batch] > 0)
+            theirs += map(intersection_union, expected > 0, truth[batch] > 0)
+    scores = [{"mIoU": mean_iou(counts), "oIoU": overall_iou(counts)} for counts in (ours, theirs)]
     drops = {name: scores[1][name] - scores[0][name] for name in scores[0]}
     return gate(figures, precision, drops), scores[0]["mIoU"], scores[1]["mIoU"]
 
@@ -234,10 +234,3 @@ def _describe(
     for key, value in values.items():
         proto.metadata_props.add(key=key, value=value)
     proto.producer_name, proto.producer_version = "tfanet", version("tfanet")
-
-
-def _metrics(counts: list[tuple[int, int]]) -> dict[str, float]:
-    """mIoU and oIoU of intersections and unions; an empty union has IoU 0."""
-    total = np.array(counts, dtype=np.int64).sum(0)
-    mean = sum(both / max(either, 1) for both, either in counts) / len(counts)
-    return {"mIoU": float(mean), "oIoU": float(total[0] / max(total[1], 1))}

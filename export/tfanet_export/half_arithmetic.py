@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tfanet.blocks import tensors_of, watching
+from tfanet.blocks import hook_blocks, tensors_of
 from tfanet.errors import VerificationError
 from tfanet.model import TFANet
 
@@ -66,16 +66,16 @@ def half_logits(model: TFANet, image: Tensor, tokens: Tensor) -> Tensor:
 
 def require_finite(model: TFANet, image: Tensor, tokens: Tensor) -> None:
     """`VerificationError` that names the first block of a half model whose output is NaN or infinite."""
-    guilty: list[str] = []
+    overflowing: list[str] = []
 
     def seen(name: str, _block: Any, _args: Any, _kwargs: Any, output: Any) -> None:
-        if not guilty and not all(bool(torch.isfinite(x.float()).all()) for x in tensors_of(output)):
-            guilty.append(name)
+        if not overflowing and not all(bool(torch.isfinite(x.float()).all()) for x in tensors_of(output)):
+            overflowing.append(name)
 
-    with watching(model, seen):
+    with hook_blocks(model, seen):
         logits = half_logits(model, image, tokens)
-    if guilty or not bool(torch.isfinite(logits).all()):
-        where = f"in block {guilty[0]}" if guilty else "behind the last block"
+    if overflowing or not bool(torch.isfinite(logits).all()):
+        where = f"in block {overflowing[0]}" if overflowing else "behind the last block"
         raise VerificationError(
             f"FP16 overflows {where}: real FP16 gives NaN or infinity there, although ONNX Runtime's CPU may "
             "not; tfanet-eval drift --fp16 --propose FILE finds the blocks to keep FP32"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from tfanet.blocks import tensors_of, watching
+from tfanet.blocks import hook_blocks, tensors_of
 from tfanet.config import TFANetConfig
 from tfanet.errors import VerificationError
 from tfanet.model import TFANet
@@ -51,7 +51,7 @@ def trace(model: TFANet, target: Target) -> onnx.ModelProto:
     return proto
 
 
-def trace_watched(model: TFANet, target: Target) -> tuple[onnx.ModelProto, dict[str, list[str]]]:
+def trace_with_blocks(model: TFANet, target: Target) -> tuple[onnx.ModelProto, dict[str, list[str]]]:
     """`trace` with every block's output as a further output of the graph, and their names by block.
 
     A graph to look into, not one to deploy: outputs keep what the runtime would otherwise fuse.
@@ -81,7 +81,7 @@ class _Watched(nn.Module):
             self.counts[name] = len(tensors)
             found.extend(x.float() for x in tensors)
 
-        with watching(self.model, seen):
+        with hook_blocks(self.model, seen):
             logits = self.model(image, tokens)
         return (logits, *found)
 

@@ -270,7 +270,7 @@ def test_a_damaged_record_is_named(planted: Planted) -> None:
         checks.check(planted.root)
 
 
-def test_pictures_are_required_before_training(planted: Planted, capsys: pytest.CaptureFixture[str]) -> None:
+def test_visualize_are_required_before_training(planted: Planted, capsys: pytest.CaptureFixture[str]) -> None:
     pairs = {split: list(ReferDataset(planted.root, split=split)) for split in ("train", "val")}
     checks.require_pictures(pairs, 0)
     assert capsys.readouterr().err == ""

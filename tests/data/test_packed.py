@@ -177,7 +177,7 @@ def test_refusals(
     assert again in str(refused.value)
 
 
-def test_pictures_of_another_division_are_refused(gref_root: Path, tmp_path: Path) -> None:
+def test_visualize_of_another_division_are_refused(gref_root: Path, tmp_path: Path) -> None:
     umd, google = (ReferFiles.load(gref_root, "refcocog", split_by) for split_by in ("umd", "google"))
     pack(google, SIZE, tmp_path / "google")
     PackedPictures(tmp_path / "google", google, SIZE)

@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
-from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from played import write_sidecar
 
 from tfanet.config import PRESETS
 from tfanet.files import sha256
 from tfanet_engines import trust
 from tfanet_engines.onnx_file import CONFIG_KEY, WEIGHTS_KEY
-
-# Pytest imports tests without touching sys.path; `played` lies beside them.
-sys.path.insert(0, str(Path(__file__).parent))
-
-from played import write_sidecar
 
 
 @pytest.fixture(scope="session")

@@ -64,9 +64,9 @@ RTX_NAMES = (
 class Played:
     """A played machine with one GPU, whose memory is the host's; `real` are a library's bindings."""
 
-    def __init__(self, real, batches=(1, 2, 8), free_contexts=99, scratch=64, stored=b"kernels", further=()):
+    def __init__(self, real, batches=(1, 2, 8), free_contexts=99, scratch=64, stored=b"kernels", extra=()):
         self.real, self.batches, self.free_contexts = real, batches, free_contexts
-        self.scratch, self.stored, self.further = scratch, stored, further
+        self.scratch, self.stored, self.extra = scratch, stored, extra
         self.streams, self.events, self.local = {}, [], threading.local()
         self.runs, self.busy, self.lock = [], set(), threading.Lock()
         self.captures = self.replays = 0
@@ -219,14 +219,14 @@ def _context(machine, engine):
             return machine.batches[0] <= shape[0] <= machine.batches[2]
 
         def set_tensor_address(self, name, memory):
-            assert name in ("image", "tokens", "mask_logits", *machine.further)
+            assert name in ("image", "tokens", "mask_logits", *machine.extra)
             self._addresses[name] = memory
             return True
 
         def execute_async_v3(self, stream_handle):
             assert self._memory is not None, "no device memory was set"
             assert {*self._shapes} == {"image", "tokens"}
-            assert {*self._addresses} == {"image", "tokens", "mask_logits", *machine.further}
+            assert {*self._addresses} == {"image", "tokens", "mask_logits", *machine.extra}
             shapes, addresses = dict(self._shapes), dict(self._addresses)
             stream = machine.streams[stream_handle]
             if stream.graph is not None:
@@ -257,7 +257,7 @@ def run(machine, scratch, shapes, addresses):
     logits = images.mean(-1) + tokens.sum(1)[:, None, None]
     time.sleep(SECONDS)
     at("mask_logits", ctypes.c_float, images.shape[:3])[:] = logits
-    for number, name in enumerate(machine.further, 1):
+    for number, name in enumerate(machine.extra, 1):
         at(name, ctypes.c_float, (len(images), number))[:] = number
     with machine.lock:
         machine.busy.remove(scratch)

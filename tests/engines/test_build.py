@@ -150,11 +150,11 @@ def test_a_plan_to_look_into_has_the_outputs_that_were_asked_for(tmp_path, onnx_
     model = onnx.load(onnx_file)
     model.graph.output.append(helper.make_tensor_value_info("grey", TensorProto.FLOAT, ["batch", 32, 32]))
     onnx.save(model, onnx_file)
-    for further in ([], ["other"]):
+    for extra in ([], ["other"]):
         with pytest.raises(VerificationError, match="has bindings"):
-            build_plan(onnx_file, tmp_path / "model.plan", further_outputs=further)
+            build_plan(onnx_file, tmp_path / "model.plan", extra_outputs=extra)
     assert left_behind(tmp_path) == []
-    report = build_plan(onnx_file, tmp_path / "model.plan", further_outputs=["grey"])
+    report = build_plan(onnx_file, tmp_path / "model.plan", extra_outputs=["grey"])
     assert report.bindings[-1] == ("grey", "float32", (-1, 32, 32))
     with pytest.raises(UserError, match="a plan to look into, not one to deploy"):
         open_engine(report.plan)

@@ -117,16 +117,16 @@ def test_every_thread_gets_its_own_answer_from_a_few_lanes(plan, machine, small_
         assert engine._pool._made == 3
 
 
-def test_further_outputs_are_had_by_name_and_by_nobody_else(plan, small_config, monkeypatch):
+def test_extra_outputs_are_had_by_name_and_by_nobody_else(plan, small_config, monkeypatch):
     names = ("text.norm/0", "stage1.kps/0")
-    proof = {"further_outputs": [*names]}
+    proof = {"extra_outputs": [*names]}
     write_sidecar(plan, small_config, builder_version=trt.__version__, proof=proof)
-    Played(trt, batches=(1, 1, 1), further=names).install(monkeypatch)
+    Played(trt, batches=(1, 1, 1), extra=names).install(monkeypatch)
     with pytest.raises(UserError, match="a plan to look into, not one to deploy"):
         open_engine(plan)
-    further = [TensorSpec(name, "float32", (BATCH, k)) for k, name in enumerate(names, 1)]
+    extra = [TensorSpec(name, "float32", (BATCH, k)) for k, name in enumerate(names, 1)]
     images, tokens, expected = pairs_of(1, small_config, 0)
-    with run_plan.PlanEngine(plan, lanes=1, graphs=False, further=further) as engine:
+    with run_plan.PlanEngine(plan, lanes=1, graphs=False, extra=extra) as engine:
         found = engine.look(images, tokens)
         assert {name: value.tolist() for name, value in found.items()} == {
             names[0]: [[1]],

@@ -8,11 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import small_engines
 import torch
-
-# Pytest imports tests without touching sys.path; `fake_engines` lies beside them, `small_engines` above.
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
-import small_engines  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -74,7 +71,7 @@ def one_thread(monkeypatch):
 @pytest.fixture
 def evaluated(command, checkpoint, shapes_root):
     """Run `tfanet-eval` on all of val and testA with these options more."""
-    from tfanet_eval.cli import main
+    from tfanet_eval.cli.evaluate import main
 
     def call(*more):
         return command(

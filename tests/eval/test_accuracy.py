@@ -10,7 +10,7 @@ import pytest
 from fake_engines import SIZE, Boxes, FakeEngine, everything, nothing, oracle
 
 from tfanet.errors import UserError, VerificationError
-from tfanet_eval.accuracy import derangement, evaluate
+from tfanet_eval.evaluation import derangement, evaluate
 from tfanet_eval.latency import Latency
 
 
@@ -66,7 +66,7 @@ def test_warm_up_and_a_smaller_last_batch_are_not_timed(count, batch, calls, tim
 
 def test_only_the_engine_is_timed(monkeypatch):
     clock = iter(range(100))
-    monkeypatch.setattr("tfanet_eval.accuracy.time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("tfanet_eval.evaluation.time.perf_counter", lambda: next(clock))
     latency = evaluate(FakeEngine(oracle), Boxes(4), reference=FakeEngine(oracle), batch=2).latency
     assert latency.milliseconds == (500.0, 500.0)
 

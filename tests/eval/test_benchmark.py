@@ -13,7 +13,7 @@ import pytest
 
 from tfanet_eval import benchmark
 from tfanet_eval.benchmark import Row, broken_floors, parse_floors
-from tfanet_eval.benchmark_cli import main
+from tfanet_eval.cli.benchmark import main
 from tfanet_eval.runs import Request
 
 REQUEST = Request(Path("none.onnx"), None, Path("none"), "refcoco", ("val",))

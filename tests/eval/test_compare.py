@@ -9,9 +9,9 @@ import pytest
 
 from tfanet.errors import UserError
 from tfanet_eval.breakdown import breakdown
-from tfanet_eval.cli import main
-from tfanet_eval.compare import comparison
-from tfanet_eval.conventions import CONVENTIONS
+from tfanet_eval.cli.compare import comparison
+from tfanet_eval.cli.evaluate import main
+from tfanet_eval.metrics import CONVENTIONS
 from tfanet_eval.results import ResultsFile, read_results
 
 RULES = CONVENTIONS["original"]

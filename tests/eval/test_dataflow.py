@@ -11,7 +11,7 @@ import pytest
 
 from tfanet.config import PRESETS
 from tfanet.console import run
-from tfanet.pictures import lettering
+from tfanet.visualize import lettering
 from tfanet_eval.dataflow import app, draw
 from tfanet_eval.flow import measure
 from tfanet_eval.svg import Drawing

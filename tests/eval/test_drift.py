@@ -12,11 +12,11 @@ import pytest
 import torch
 
 import tfanet
-from tfanet.blocks import blocks_of, tensors_of, watching
+from tfanet.blocks import blocks_of, hook_blocks, tensors_of
 from tfanet.checkpoint import save_model, weights_sha256
 from tfanet.errors import UserError
 from tfanet.weights import bundled
-from tfanet_eval import cli
+from tfanet_eval.cli import evaluate as cli
 from tfanet_export import cli as export_cli
 from tfanet_export import export_onnx
 from tfanet_export.deploy import deployment_model
@@ -102,7 +102,7 @@ def test_kept_blocks_compute_in_fp32_and_the_others_in_fp16(sound, inputs, keep)
     def seen(name, block, args, _kwargs, output):
         dtypes[name] = {x.dtype for x in tensors_of(args)} | {p.dtype for p in block.parameters()}
 
-    with watching(half, seen):
+    with hook_blocks(half, seen):
         half_logits(half, *inputs)
     assert {name for name, found in dtypes.items() if found == {torch.float32}} == set(keep)
 

@@ -8,14 +8,14 @@ import torch
 from tfanet.blocks import blocks_of
 from tfanet_engines.options import BuildOptions
 from tfanet_engines.sidecar import Sidecar
-from tfanet_eval.drift_plan import build_watched, watched_plan
+from tfanet_eval.drift.plan import build_plan_with_blocks, plan_with_blocks
 
 pytest.importorskip("tensorrt_rtx")
 
 
 def test_without_a_gpu_there_is_no_plan_and_a_reason(random_model, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with watched_plan(random_model) as (run, why_none):
+    with plan_with_blocks(random_model) as (run, why_none):
         assert run is None
         assert "no NVIDIA GPU" in why_none
 
@@ -23,10 +23,10 @@ def test_without_a_gpu_there_is_no_plan_and_a_reason(random_model, monkeypatch):
 @pytest.mark.slow
 def test_the_plan_has_every_blocks_output(random_model, tmp_path):
     options = BuildOptions(target="rtx4090", batch=(1, 1, 1))
-    plan, blocks = build_watched(random_model, tmp_path, options)
+    plan, blocks = build_plan_with_blocks(random_model, tmp_path, options)
     assert set(blocks) == set(blocks_of(random_model))  # in the order of the graph
     names = [spec.name for specs in blocks.values() for spec in specs]
-    assert Sidecar.read(plan).proof["further_outputs"] == names
+    assert Sidecar.read(plan).proof["extra_outputs"] == names
     assert len(names) == 46
     assert blocks["text.norm"][0].shape == ("batch", 17, 64)
     assert plan.stat().st_size > 1e6

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tfanet_eval.cli import main
-from tfanet_eval.metrics import FIGURES
+from tfanet_eval.cli.evaluate import main
+from tfanet_eval.metrics import METRICS
 
 
-@pytest.mark.parametrize("module", ["cli", "predict_cli", "demo"])
+@pytest.mark.parametrize("module", ["cli.evaluate", "cli.predict", "demo"])
 def test_help_needs_no_heavy_import(module):
     heavy = "{'torch', 'numpy', 'PIL', 'onnxruntime', 'open_clip'} & set(sys.modules)"
     script = f"import sys, tfanet_eval.{module}; sys.exit(bool({heavy}))"
@@ -37,7 +37,7 @@ def test_figures_of_every_split_on_screen_and_in_json(command, checkpoint, shape
         low, high = figures["intervals"]["oIoU"]
         assert 0 <= low <= high <= 1
         assert f"oIoU {100 * low:.2f} .. {100 * high:.2f}" in done.out
-        assert set(figures["intervals"]) == set(FIGURES)
+        assert set(figures["intervals"]) == set(METRICS)
     assert "no parity figures" in done.out
     assert "next: tfanet-predict" in done.out
     with Image.open("sheet.png") as sheet:

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from fake_engines import record
 
-from tfanet_eval.conventions import convention_named
-from tfanet_eval.intervals import resample
+from tfanet_eval.metrics import convention_named, resample
 
 ORIGINAL = convention_named("original")
 

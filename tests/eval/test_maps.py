@@ -15,10 +15,10 @@ from tfanet.data.shapes import render_pair
 from tfanet.data.transforms import tokenize
 from tfanet.errors import UserError
 from tfanet.layers import resize
-from tfanet.pictures import PAPER
-from tfanet_eval.canvas import Canvas, fit, symbol_width, wrap
-from tfanet_eval.map_sheet import heat, map_sheet
-from tfanet_eval.maps import Maps, StageMaps, spell, trace
+from tfanet.visualize import PAPER
+from tfanet_eval.maps.canvas import Canvas, fit, symbol_width, wrap
+from tfanet_eval.maps.sheet import heat, map_sheet
+from tfanet_eval.maps.trace import Maps, StageMaps, spell, trace
 
 SENTENCE = "the overexposed circle, left"
 

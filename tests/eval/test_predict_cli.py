@@ -16,11 +16,11 @@ from tfanet.config import PRESETS
 from tfanet.errors import UserError
 from tfanet.weights import bundled
 from tfanet_engines import Sidecar
-from tfanet_eval.predict_cli import describe, main
+from tfanet_eval.cli.predict import describe, main
 from tfanet_eval.prediction import predict, spread
 
 
-def save_picture(path, width=90, height=70, **options):
+def save_image(path, width=90, height=70, **options):
     pixels = np.zeros((height, width, 3), dtype=np.uint8)
     pixels[:, : width // 2] = (255, 0, 0)
     Image.fromarray(pixels).save(path, **options)
@@ -29,7 +29,7 @@ def save_picture(path, width=90, height=70, **options):
 @pytest.fixture
 def picture(tmp_path):
     path = tmp_path / "picture.png"
-    save_picture(path)
+    save_image(path)
     return path
 
 
@@ -60,7 +60,7 @@ def test_overlay_and_mask_have_the_pictures_size(command, engine, picture):
 def test_exif_orientation_is_honoured(command, engine, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
-    save_picture(tmp_path / "turned.jpg", exif=exif)
+    save_image(tmp_path / "turned.jpg", exif=exif)
     assert command(main, tmp_path / "turned.jpg", "red").code == 0
     with Image.open("out.png") as overlay, Image.open("out.mask.png") as mask:
         assert overlay.size == mask.size == (70, 90)
@@ -149,7 +149,7 @@ REFUSALS = [
 def test_a_mistake_is_one_line_exit_2_and_no_output(command, engine, picture, arguments, named):
     folder = picture.parent
     (folder / "corrupt.png").write_bytes(b"no picture")
-    save_picture(folder / "whole.jpg", 300, 300)
+    save_image(folder / "whole.jpg", 300, 300)
     (folder / "truncated.jpg").write_bytes((folder / "whole.jpg").read_bytes()[:800])
     (folder / "a.mask.png").write_bytes(picture.read_bytes())
     before = {file: file.read_bytes() for file in folder.iterdir()}

@@ -13,8 +13,8 @@ from tfanet.checkpoint import load_model, weights_sha256
 from tfanet.errors import UserError, VerificationError
 from tfanet_engines.onnx_file import CONFIG_KEY, WEIGHTS_KEY
 from tfanet_engines.sidecar import Sidecar
-from tfanet_eval.accuracy import evaluate
-from tfanet_eval.references import find_reference, gate_of, precision_of
+from tfanet_eval.evaluation import evaluate
+from tfanet_eval.reference import find_reference, gate_of, precision_of
 
 
 @pytest.fixture

@@ -17,9 +17,9 @@ from tfanet.checkpoint import load_model, save_model
 from tfanet.errors import UserError
 from tfanet.weights import bundled
 from tfanet_engines.sidecar import model_sha256
-from tfanet_eval import charts
-from tfanet_eval.cli import main
-from tfanet_eval.report import _same, write_report
+from tfanet_eval.cli.evaluate import main
+from tfanet_eval.report import charts
+from tfanet_eval.report.page import _same, write_report
 from tfanet_eval.results import read_results
 from tfanet_eval.runs import Request, run_splits
 
@@ -133,7 +133,7 @@ def test_a_browser_shows_it_whole(page, width):
     assert found["letters"] >= 12
 
 
-def test_pictures_are_left_out_with_the_reason(evaluated, tmp_path):
+def test_visualize_are_left_out_with_the_reason(evaluated, tmp_path):
     engines, files = evaluated
     path = tmp_path / "report.html"
     write_report(path, [read_results(file) for file in files], by_digest(engines[:1]))

@@ -15,7 +15,7 @@ from fake_engines import rows
 
 from tfanet.data.refer import ReferDataset
 from tfanet.errors import UserError
-from tfanet_eval.cli import main
+from tfanet_eval.cli.evaluate import main
 from tfanet_eval.results import read_results
 
 FILE = "results.jsonl"
@@ -81,7 +81,7 @@ def test_killed_at_any_moment_it_goes_on(command, checkpoint, shapes_root, tmp_p
     ]
     whole = command(main, *arguments, "--results", "whole.jsonl")
     assert whole.code == 0, whole.err
-    code = "import sys; from tfanet_eval.cli import main; sys.argv[0] = 'tfanet-eval'; main()"
+    code = "import sys; from tfanet_eval.cli.evaluate import main; sys.argv[0] = 'tfanet-eval'; main()"
     file, kept = tmp_path / FILE, 0
     for lines in (3, 9):
         line = [sys.executable, "-c", code, *arguments, "--results", str(file), "--resume"]

@@ -9,7 +9,7 @@ import pytest
 from fake_engines import Boxes, FakeEngine, nothing, oracle
 
 from tfanet_eval import tables
-from tfanet_eval.accuracy import evaluate
+from tfanet_eval.evaluation import evaluate
 
 CELLS = [
     ("mIoU", 0.98765, "98.77"),

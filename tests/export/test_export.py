@@ -22,7 +22,7 @@ from tfanet.signature import signature_of
 from tfanet.weights import bundled
 from tfanet_engines import Sidecar, compare_logits, gate, open_engine
 from tfanet_engines.sidecar import sidecar_path
-from tfanet_eval.cli import app as eval_app
+from tfanet_eval.cli.evaluate import app as eval_app
 from tfanet_export import export_onnx
 from tfanet_export.cli import app
 from tfanet_export.deploy import deployment_model

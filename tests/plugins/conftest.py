@@ -12,13 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fetched import Unavailable
+from wheels import bindings
 
 HERE = Path(__file__).parent
-# Pytest imports tests without touching sys.path; these lie beside them.
-sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE / "third_op")]
-
-from fetched import Unavailable  # noqa: E402
-from wheels import bindings  # noqa: E402
 
 LEAN = {"10": "10.16.1.11", "11": "11.4.0.106"}
 """A lean runtime for each major version. Its registry serves older bindings, whose own is not to be had."""

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tfanet.ops.precision import wide_dtype
+from tfanet.ops.precision import accum_dtype
 
 CHUNK = 32
 
@@ -92,7 +92,7 @@ def _operands(
     x: Tensor, p: Tensor, dt_weight: Tensor, A: Tensor, delta_bias: Tensor, k: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """x, dt, B, C of direction k: [batch, chunks, CHUNK, D or N]."""
-    wide, states = wide_dtype(x), A.shape[1]
+    wide, states = accum_dtype(x), A.shape[1]
     u, own = (_chunks(tensor.to(wide), k) for tensor in (x, p.unflatten(-1, (4, -1))[..., k, :]))
     weight, bias = (tensor.to(wide).unflatten(0, (4, -1))[k] for tensor in (dt_weight, delta_bias))
     dt, B, C = own.split([dt_weight.shape[1], states, states], dim=-1)

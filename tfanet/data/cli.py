@@ -15,7 +15,7 @@ from tfanet.data.scene import DEFAULT_LEVELS
 from tfanet.data.shapes import DEFAULT_ROOT, default_counts, ensure_shapes, write_shapes
 from tfanet.errors import VerificationError
 from tfanet.files import require_writable, write_json
-from tfanet.pictures import Cell, contact_sheet, require_picture, save_picture
+from tfanet.visualize import Cell, contact_sheet, require_image_path, save_image
 
 app = new_app("Make a synthetic RefCOCO data set; look at one, check it, pack it.")
 
@@ -59,7 +59,7 @@ def show(
     seed: Annotated[int, typer.Option(help="Another seed, another choice.", min=0)] = 0,
 ) -> None:
     """Write a contact sheet: pictures with their sentences and outlined masks."""
-    require_picture(output)
+    require_image_path(output)
     if root == DEFAULT_ROOT:
         ensure_shapes(root)
     pairs = ReferDataset(root, dataset, split, split_by)
@@ -67,7 +67,7 @@ def show(
     picks = np.random.default_rng(seed).permutation(len(pairs))[:count]
     chosen = [pairs[int(pick)] for pick in picks]
     cells = [Cell(pairs.image(pair), pair.sentence, truth=pairs.mask(pair) > 0) for pair in chosen]
-    save_picture(contact_sheet(cells, title=name), output)
+    save_image(contact_sheet(cells, title=name), output)
     say(f"{output}: {len(chosen)} of {len(pairs)} sentences of {name}")
 
 

@@ -33,12 +33,6 @@ def segmentation_area(segmentation: Any, height: int, width: int) -> int:
     return int(segmentation_to_mask(segmentation, height, width).sum())
 
 
-def overlap(found: np.ndarray, wanted: np.ndarray) -> tuple[int, int]:
-    """Intersection and union, in pixels, of two bool masks of one shape."""
-    intersection = int(np.count_nonzero(found & wanted))
-    return intersection, int(np.count_nonzero(found)) + int(np.count_nonzero(wanted)) - intersection
-
-
 def polygons_to_mask(polygons: list[list[float]], height: int, width: int) -> np.ndarray:
     """The union of polygons `[x0, y0, x1, y1, ...]` in pixels as uint8 `[height, width]` in {0, 1}.
 

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from tfanet.ops import native
 from tfanet.ops.dispatch import gpu_kernels, use_triton
-from tfanet.ops.precision import wide_dtype
+from tfanet.ops.precision import accum_dtype
 from tfanet.ops.recurrence import channel_blocks, scan_gradients, scan_into
 from tfanet.ops.selective_scan import selective_scan_loop
 from tfanet.ops.traversals import DIRECTIONS, cross_merge, cross_scan, traversal_gradients
@@ -40,7 +40,7 @@ def cross_selective_scan_loop(
     x: Tensor, p: Tensor, dt_weight: Tensor, A: Tensor, D: Tensor, delta_bias: Tensor
 ) -> Tensor:
     """The reference of every test: four traversals, `selective_scan_loop`, their sum. Shapes as above."""
-    wide, states, rank = wide_dtype(x), A.shape[1], dt_weight.shape[1]
+    wide, states, rank = accum_dtype(x), A.shape[1], dt_weight.shape[1]
     u = cross_scan(x.to(wide))
     own = p.to(wide).unflatten(-1, (DIRECTIONS, -1))  # each direction reads its own part of p
     parts = torch.stack([cross_scan(own[..., k, :])[:, k] for k in range(DIRECTIONS)], dim=1)
@@ -80,7 +80,7 @@ def _directions(p: Tensor, rank: int, states: int, channels: int) -> Iterator[_D
 
 
 def _forward(x: Tensor, p: Tensor, dt_weight: Tensor, A: Tensor, D: Tensor, delta_bias: Tensor) -> Tensor:
-    wide = wide_dtype(x)
+    wide = accum_dtype(x)
     x, p, dt_weight, A, D, bias = (t.to(wide) for t in (x, p, dt_weight, A, D, delta_bias))
     height, width, channels = x.shape[1:]
     maps = _both_orders(x)
@@ -102,7 +102,7 @@ def _backward(
     dy: Tensor, x: Tensor, p: Tensor, dt_weight: Tensor, A: Tensor, D: Tensor, delta_bias: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of all six inputs; nothing but them was kept."""
-    wide = wide_dtype(x)
+    wide = accum_dtype(x)
     given = (x, p, dt_weight, A, D, delta_bias)
     dy, x, p, dt_weight, A, D, bias = (t.to(wide) for t in (dy, *given))
     height, width, channels = x.shape[1:]
@@ -175,7 +175,7 @@ def _on_gpu(x: Tensor, p: Tensor, dt_weight: Tensor, A: Tensor, D: Tensor, delta
 @cross_selective_scan.register_fake
 def _(x: Tensor, p: Tensor, dt_weight: Tensor, A: Tensor, D: Tensor, delta_bias: Tensor) -> Tensor:
     _check(x, p, dt_weight, A, D, delta_bias)
-    return torch.empty(x.shape, dtype=wide_dtype(x), device=x.device)
+    return torch.empty(x.shape, dtype=accum_dtype(x), device=x.device)
 
 
 @torch.library.custom_op("tfanet::cross_selective_scan_backward", mutates_args=())

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from tfanet.ops.dispatch import use_triton
-from tfanet.ops.precision import wide_dtype
+from tfanet.ops.precision import accum_dtype
 
 EPS = 1e-6
 """Keeps XNorm(0) = 0; far below the squared norm of any feature."""
@@ -33,7 +33,7 @@ WIDEST_HEAD = 64
 
 def linear_cross_attention_loop(q: Tensor, k: Tensor, v: Tensor, gamma: Tensor) -> Tensor:
     """The equations with explicit loops over batch, heads and positions: the reference of every test."""
-    wide = wide_dtype(q)
+    wide = accum_dtype(q)
     out = torch.zeros(q.shape, dtype=wide, device=q.device)
     for b in range(q.shape[0]):
         for h in range(q.shape[1]):
@@ -69,7 +69,7 @@ def linear_cross_attention(q: Tensor, k: Tensor, v: Tensor, gamma: Tensor) -> Te
 
 
 def _forward(q: Tensor, k: Tensor, v: Tensor, gamma: Tensor) -> Tensor:
-    wide = wide_dtype(q)
+    wide = accum_dtype(q)
     kv = k.to(wide) @ v.to(wide).mT  # [batch, h, d, d]
     scale = gamma.to(wide)[:, None, None]
     kv = kv * (inverse_norm(kv, -1) * scale)
@@ -104,7 +104,7 @@ def linear_cross_attention_backward(
 def _backward(
     dout: Tensor, q: Tensor, k: Tensor, v: Tensor, gamma: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    wide = wide_dtype(q)
+    wide = accum_dtype(q)
     keys, values, query, g = (x.to(wide) for x in (k, v, q, dout))
     scale = gamma.to(wide)[:, None, None]
     kv = keys @ values.mT

@@ -6,6 +6,6 @@ import torch
 from torch import Tensor
 
 
-def wide_dtype(x: Tensor) -> torch.dtype:
+def accum_dtype(x: Tensor) -> torch.dtype:
     """FP32 for half tensors and FP32; FP64 stays FP64, so that gradients can be checked."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32

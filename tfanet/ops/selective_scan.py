@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tfanet.ops.dispatch import gpu_kernels, use_triton
-from tfanet.ops.precision import wide_dtype
+from tfanet.ops.precision import accum_dtype
 from tfanet.ops.recurrence import channel_blocks, scan_gradients, scan_into
 
 # The oracle: one token after the other, as the equation reads.
@@ -39,7 +39,7 @@ def selective_scan_loop(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, delta_bias: Tensor
 ) -> Tensor:
     """The equation, token by token: the reference of every test. Shapes as in the module's table."""
-    wide = wide_dtype(u)
+    wide = accum_dtype(u)
     group = u.shape[1] // B.shape[1]
     dt = F.softplus(delta.to(wide) + delta_bias.to(wide)[:, None])
     B_all, C_all = (x.to(wide).repeat_interleave(group, dim=1) for x in (B, C))  # [batch, K*D, N, L]
@@ -71,7 +71,7 @@ def _time_major(x: Tensor, dtype: torch.dtype) -> Tensor:
 def _forward(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, delta_bias: Tensor
 ) -> Tensor:
-    wide = wide_dtype(u)
+    wide = accum_dtype(u)
     A, D, bias = (x.to(wide) for x in (A, D, delta_bias))
     y = torch.empty(u.shape, dtype=wide, device=u.device)
     for group, block in _blocks(u, B.shape[1]):
@@ -87,7 +87,7 @@ def _backward(
     dy: Tensor, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, delta_bias: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of all seven inputs; the states are computed again rather than kept."""
-    wide = wide_dtype(u)
+    wide = accum_dtype(u)
     given = (u, delta, A, B, C, D, delta_bias)
     found = tuple(torch.zeros(x.shape, dtype=wide, device=x.device) for x in given)
     du, ddelta, dA, dB, dC, dD, dbias = found
@@ -134,7 +134,7 @@ def _on_gpu(
 @selective_scan.register_fake
 def _(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, delta_bias: Tensor) -> Tensor:
     _check(u, delta, A, B, C, D, delta_bias)
-    return torch.empty(u.shape, dtype=wide_dtype(u), device=u.device)
+    return torch.empty(u.shape, dtype=accum_dtype(u), device=u.device)
 
 
 @torch.library.custom_op("tfanet::selective_scan_backward", mutates_args=())

@@ -19,9 +19,8 @@ from tfanet.checkpoint import save_model
 from tfanet.console import bar, note, say
 from tfanet.errors import UserError, VerificationError
 from tfanet.files import write_text
+from tfanet.iou import intersection_union, iou, mean_iou, overall_iou
 from tfanet.model import TFANet
-from tfanet.overlaps import Overlaps
-from tfanet.pictures import Cell
 from tfanet.training.losses import segmentation_loss
 from tfanet.training.options import TrainingOptions
 from tfanet.training.processes import Processes
@@ -38,6 +37,7 @@ from tfanet.training.trouble import (
     named_loader_deaths,
     stop_on_signal,
 )
+from tfanet.visualize import Cell
 
 SHOWN = 6
 """Validation pairs whose predictions are drawn."""
@@ -321,7 +321,8 @@ def evaluate(
     places = [place for batch in own for place in batch]
     drawn = {places[i * len(places) // shown] for i in range(shown if processes.first else 0)}
     model = stepper.weights.eval()
-    loss, overlaps = torch.zeros((), dtype=torch.float64, device=stepper.device), Overlaps()
+    loss = torch.zeros((), dtype=torch.float64, device=stepper.device)
+    counts: list[tuple[int, int]] = []
     cells: list[Cell] = []
     parts = loader(Readable(pairs, False), own)
     task = progress.add_task(what, total=len(places), note="") if progress else None
@@ -337,14 +338,16 @@ def evaluate(
         loss += segmentation_loss(logits, batch["mask"]).total * len(logits)
         masks, truths = (logits > 0).cpu().numpy(), part["mask"].numpy() > 0
         for place, (mask, truth) in enumerate(zip(masks, truths, strict=True)):
-            iou = overlaps.compare(mask, truth)
+            counts.append(intersection_union(mask, truth))
             if (index := int(part["index"][place])) in drawn:
                 image = Image.fromarray(part["image"][place].numpy())
-                cells.append(Cell(image, describe(pairs, index), mask=mask, truth=truth, iou=iou))
+                cells.append(
+                    Cell(image, describe(pairs, index), mask=mask, truth=truth, iou=iou(*counts[-1]))
+                )
         if progress and task is not None:
             progress.advance(task, len(masks))
     if progress and task is not None:
         progress.remove_task(task)
-    overlaps.counts = [pair for counts in processes.gather(overlaps.counts) for pair in counts]
-    figures = {"val_miou": overlaps.mean_iou(), "val_oiou": overlaps.overall_iou()}
+    counts = [pair for part in processes.gather(counts) for pair in part]
+    figures = {"val_miou": mean_iou(counts), "val_oiou": overall_iou(counts)}
     return {"val_loss": processes.total(loss).item() / count, **figures}, cells

@@ -12,7 +12,7 @@ from PIL import Image
 
 from tfanet.errors import UserError
 from tfanet.files import atomic_path
-from tfanet.pictures import Cell, contact_sheet, save_picture
+from tfanet.visualize import Cell, contact_sheet, save_image
 
 LOG_COLUMNS: tuple[str, ...] = (
     "step", "epoch", "loss", "bce", "dice", "norm", "rate", "images_per_second", "val_loss", "val_miou",
@@ -61,9 +61,9 @@ class Records:
     def show(self, cells: Sequence[Cell], step: int) -> None:
         """Predictions on the same few validation pairs, and the curves so far."""
         sheet = contact_sheet(cells, columns=2, title=f"step {step}")
-        save_picture(sheet, self.out / "predictions.png")
+        save_image(sheet, self.out / "predictions.png")
         curves = draw_curves(_rows_until(self.log, step))
-        save_picture(curves, self.out / "curves.png")
+        save_image(curves, self.out / "curves.png")
         import numpy as np
 
         with _written(self.out / "tensorboard"):

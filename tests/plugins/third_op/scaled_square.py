@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tfanet.ops.precision import wide_dtype
+from tfanet.ops.precision import accum_dtype
 
 
 def scaled_square_loop(x: Tensor, scale: Tensor) -> Tensor:
@@ -25,7 +25,7 @@ def scaled_square_loop(x: Tensor, scale: Tensor) -> Tensor:
 
 @torch.library.custom_op("tfanet::scaled_square", mutates_args=())
 def scaled_square(x: Tensor, scale: Tensor) -> Tensor:
-    wide = wide_dtype(x)
+    wide = accum_dtype(x)
     return (scale.to(wide) * x.to(wide) ** 2).to(x.dtype)
 
 

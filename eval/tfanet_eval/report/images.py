@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tfanet_eval.error_maps import error_map, inline
+from tfanet_eval.report.error_maps import error_map, inline
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from tfanet.data.refer import ReferDataset
-    from tfanet_eval.report import Entry
+    from tfanet_eval.report.page import Entry
     from tfanet_eval.results import Record
 
 COUNT = 6
@@ -99,7 +99,7 @@ def _first(keys: np.ndarray, pictures: Sequence[tuple[str, int]]) -> list[int]:
 def _draw(entries: Sequence[Entry], places: Sequence[int], trust: bool) -> dict[int, Sample]:
     """The sample at each place: the picture with the truth, and every engine's errors."""
     from tfanet.data.refer import ReferDataset, ReferFiles
-    from tfanet.pictures import overlay
+    from tfanet.visualize import overlay
 
     run = entries[0].results.run
     files = ReferFiles.load(run["data"], run["dataset"], run["split_by"])

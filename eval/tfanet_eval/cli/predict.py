@@ -33,7 +33,7 @@ def predict_mask(
     trust: Annotated[bool, typer.Option("--trust", help="Open a plan that was built elsewhere.")] = False,
 ) -> None:
     """Write the picture with the object marked, and its mask (8-bit, 0 and 255) as NAME.mask.png."""
-    from tfanet.pictures import mask_picture, overlay, save_picture
+    from tfanet.visualize import mask_image, overlay, save_image
 
     mask_file = output.with_suffix(".mask.png")
     _check_outputs(image, output, mask_file, maps)
@@ -48,8 +48,8 @@ def predict_mask(
         _require_checkpoint(engine)
     with open_engine(engine, trust=trust) as opened:
         mask = predict(opened, picture, sentence) > 0
-    save_picture(overlay(picture, mask), output)
-    save_picture(mask_picture(mask), mask_file)
+    save_image(overlay(picture, mask), output)
+    save_image(mask_image(mask), mask_file)
     say(f'"{sentence}": {describe(mask)}')
     say(f"wrote {output} and {mask_file}")
     if maps is not None:
@@ -59,12 +59,12 @@ def predict_mask(
 
 def _check_outputs(image: Path | None, output: Path, mask_file: Path, maps: Path | None) -> None:
     """`UserError` unless each can be written, and without harm to the picture or to another."""
-    from tfanet.pictures import require_picture
+    from tfanet.visualize import require_image_path
 
     for file, option in ((output, "--output"), (mask_file, "--output"), (maps, "--maps")):
         if file is None:
             continue
-        require_picture(file)
+        require_image_path(file)
         if image is not None and file.resolve() == image.resolve():
             raise UserError(f"{file} is the picture itself and would be overwritten; give another {option}")
     if maps is not None and maps.resolve() in (output.resolve(), mask_file.resolve()):
@@ -75,7 +75,7 @@ def _require_checkpoint(engine: Path) -> None:
     """`UserError`, naming the checkpoint where it is known, unless `engine` is one."""
     if engine.suffix not in (".onnx", ".plan"):
         return
-    from tfanet_eval.references import find_reference
+    from tfanet_eval.reference import find_reference
 
     made_of, _ = find_reference(engine, None)
     checkpoint = f"--engine {made_of}" if made_of else "as --engine the .safetensors that it was made of"
@@ -84,12 +84,12 @@ def _require_checkpoint(engine: Path) -> None:
 
 def _write_maps(checkpoint: Path, picture: Image.Image, sentence: str, file: Path) -> None:
     from tfanet.checkpoint import load_model
-    from tfanet.pictures import save_picture
-    from tfanet_eval.map_sheet import map_sheet
-    from tfanet_eval.maps import trace
+    from tfanet.visualize import save_image
+    from tfanet_eval.maps.sheet import map_sheet
+    from tfanet_eval.maps.trace import trace
 
     found = trace(load_model(checkpoint), picture, sentence)
-    save_picture(map_sheet(picture, sentence, found), file)
+    save_image(map_sheet(picture, sentence, found), file)
     without = f", without {found.absent}" if found.absent else ""
     say(f"wrote {file}{without}")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from tfanet_eval.drift import BlockDrift, RelativeError
+from tfanet_eval.drift.measure import BlockDrift, RelativeError
 from tfanet_eval.svg import FAINT, INK, Drawing
 
 _OWN, _HALF, _ONNX, _BAD = "#9db7d9", "#1f5fa8", "#2e8b57", "#c62828"

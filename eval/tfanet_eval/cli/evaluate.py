@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tfanet.console import new_app, run, say, working
-from tfanet_eval.compare import compare_files
-from tfanet_eval.drift_cli import drift
-from tfanet_eval.report_cli import report, require_page
+from tfanet_eval.cli.compare import compare_files
+from tfanet_eval.cli.drift import drift
+from tfanet_eval.cli.report import report, require_page
 
 if TYPE_CHECKING:
-    from tfanet_eval.accuracy import Evaluation
-    from tfanet_eval.intervals import Interval
+    from tfanet_eval.evaluation import Evaluation
+    from tfanet_eval.metrics import Interval
     from tfanet_eval.runs import Request
 
 app = new_app("Evaluate a .safetensors, .onnx or .plan on a referring segmentation data set.")
@@ -87,7 +87,7 @@ def evaluate_engine(
         return
     from tfanet.errors import UserError
     from tfanet.files import require_writable, write_json
-    from tfanet.pictures import require_picture
+    from tfanet.visualize import require_image_path
     from tfanet_eval import parallel
 
     rank = parallel.rank()
@@ -98,7 +98,7 @@ def evaluate_engine(
     if json_file is not None:
         require_writable(json_file)
     if sheet is not None:
-        require_picture(sheet)
+        require_image_path(sheet)
     if report_file is not None:
         require_page(report_file)
     if resume and results is None:
@@ -109,8 +109,8 @@ def evaluate_engine(
     from tfanet.data.shapes import ensure_shapes
     from tfanet.files import require_file
     from tfanet.weights import bundled
-    from tfanet_eval.conventions import convention_named
-    from tfanet_eval.references import find_reference, gate_of, precision_of
+    from tfanet_eval.metrics import convention_named
+    from tfanet_eval.reference import find_reference, gate_of, precision_of
     from tfanet_eval.runs import Request, run_splits
 
     convention_named(convention)
@@ -184,7 +184,7 @@ def _print(found: dict[str, Evaluation], title: str, *, with_parity: bool) -> No
 
 def _intervals(found: dict[str, Evaluation]) -> dict[str, dict[str, Interval]]:
     """The 95 % interval of every figure, by split."""
-    from tfanet_eval.intervals import resample
+    from tfanet_eval.metrics import resample
 
     drawn = {name: resample(evaluation.records, evaluation.convention) for name, evaluation in found.items()}
     return {name: {figure: one.interval(figure) for figure in one.values} for name, one in drawn.items()}
@@ -212,7 +212,7 @@ def _print_breakdown(found: dict[str, Evaluation]) -> None:
 
 
 def _write_report(request: Request, found: dict[str, Evaluation], page: Path) -> None:
-    from tfanet_eval.report import results_of, write_report
+    from tfanet_eval.report.page import results_of, write_report
 
     with working(f"drawing {page.name}"):
         results = results_of(request, found)

@@ -38,14 +38,14 @@ class Cell:
     """0..1, to be written beside the sentence."""
 
 
-def require_picture(path: Path) -> None:
+def require_image_path(path: Path) -> None:
     """Raise `UserError` unless a picture can be written to `path`: its suffix and its folder."""
     if path.suffix.lower() not in SUFFIXES:
         raise UserError(f"{path} is not the name of a picture; it must end in {', '.join(SUFFIXES)}")
     require_writable(path)
 
 
-def save_picture(picture: Image.Image, path: Path) -> None:
+def save_image(picture: Image.Image, path: Path) -> None:
     """Write `picture` to `path` in the format of its suffix, atomically."""
     with atomic_path(path) as temporary:
         picture.save(temporary, quality=95)
@@ -70,7 +70,7 @@ def overlay(picture: Image.Image, mask: np.ndarray | None, truth: np.ndarray | N
     return drawn
 
 
-def mask_picture(mask: np.ndarray) -> Image.Image:
+def mask_image(mask: np.ndarray) -> Image.Image:
     """bool `[H, W]` as an 8-bit grey picture, 255 where the object is and 0 elsewhere."""
     return _stencil(mask)
 

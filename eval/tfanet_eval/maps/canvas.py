@@ -6,7 +6,7 @@ import re
 
 from PIL import Image, ImageDraw
 
-from tfanet.pictures import INK, PAPER, lettering
+from tfanet.visualize import INK, PAPER, lettering
 
 Place = tuple[int, int]
 Colour = tuple[int, int, int]

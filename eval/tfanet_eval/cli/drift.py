@@ -16,7 +16,7 @@ from tfanet.errors import UserError, VerificationError
 if TYPE_CHECKING:
     from tfanet.data.refer import ReferDataset
     from tfanet.model import TFANet
-    from tfanet_eval.drift import BlockDrift, Pair, Proposal
+    from tfanet_eval.drift.measure import BlockDrift, Pair, Proposal
 
 
 def drift(
@@ -60,9 +60,9 @@ def drift(
     from tfanet.data.refer import ReferDataset, data_name
     from tfanet.data.shapes import ensure_shapes
     from tfanet.weights import bundled
-    from tfanet_eval.drift import guilty, measure
-    from tfanet_eval.drift_chart import draw
-    from tfanet_eval.drift_plan import watched_plan
+    from tfanet_eval.drift.chart import draw
+    from tfanet_eval.drift.measure import by_error, measure
+    from tfanet_eval.drift.plan import plan_with_blocks
     from tfanet_export.precision import Precision
 
     source = require_file(checkpoint, "checkpoint") if checkpoint else bundled("tiny")
@@ -77,7 +77,7 @@ def drift(
     samples = _pairs(model, pictures, wanted)
     with ExitStack() as stack:
         stack.enter_context(working(f"{min(pairs, len(samples))} pairs, block by block"))
-        look, why_none = stack.enter_context(watched_plan(model, kept)) if plan else (None, "")
+        look, why_none = stack.enter_context(plan_with_blocks(model, kept)) if plan else (None, "")
         found = measure(model, samples[:pairs], keep_fp32=kept, onnx=onnx, plan=look)
     _print(found, source.name)
     if why_none:
@@ -93,7 +93,7 @@ def drift(
         say(f"wrote {json_file}")
     if propose is not None:
         where = f"{data_name(dataset, pictures.split_by)} {split}"
-        _propose(model, samples[:search_pairs], guilty(found), budget, propose, source, where)
+        _propose(model, samples[:search_pairs], by_error(found), budget, propose, source, where)
 
 
 def _propose(
@@ -106,7 +106,7 @@ def _propose(
     where: str,
 ) -> None:
     from tfanet.checkpoint import weights_sha256
-    from tfanet_eval.drift import propose
+    from tfanet_eval.drift.measure import propose
     from tfanet_export.precision import Precision
 
     with working(f"searching on {len(samples)} pairs"):
@@ -138,7 +138,7 @@ def _summary(found: Proposal, blocks: int, pairs: int) -> str:
 def _pairs(model: TFANet, source: ReferDataset, count: int) -> list[Pair]:
     from tfanet.data.images import resize_image
     from tfanet.data.transforms import tokenize
-    from tfanet_eval.drift import Pair
+    from tfanet_eval.drift.measure import Pair
 
     # Spread over the split: neighbours are sentences about one picture.
     places = sorted({i * len(source) // count for i in range(min(count, len(source)))})

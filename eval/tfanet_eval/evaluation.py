@@ -15,11 +15,10 @@ import numpy as np
 
 from tfanet.console import track
 from tfanet.errors import UserError, VerificationError
-from tfanet_eval.conventions import Convention, convention_named
 from tfanet_eval.cost import Cost
 from tfanet_eval.latency import Latency
 from tfanet_eval.loading import Call, Loaded, Loader, Thread, ahead
-from tfanet_eval.metrics import SegmentationMetrics
+from tfanet_eval.metrics import Convention, SegmentationMetrics, convention_named
 from tfanet_eval.results import Against, Record
 
 if TYPE_CHECKING:

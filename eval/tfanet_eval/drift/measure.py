@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from tfanet.blocks import Blocks, blocks_of, tensors_of, watching
+from tfanet.blocks import Blocks, blocks_of, hook_blocks, tensors_of
 from tfanet.data.images import logits_to_size
 from tfanet.model import TFANet
 from tfanet_eval.metrics import SegmentationMetrics
@@ -142,9 +142,9 @@ def _pair_drift(
     def gathered(name: str, _block: Any, _args: Any, _kwargs: Any, output: Any) -> None:
         found[name].half.add(expected[name], tensors_of(output))
 
-    with torch.inference_mode(), watching(model, reference):
+    with torch.inference_mode(), hook_blocks(model, reference):
         model(*inputs)
-    with watching(half, gathered):
+    with hook_blocks(half, gathered):
         half_logits(half, *inputs)
     return expected
 
@@ -154,9 +154,9 @@ def _watched_session(half: TFANet) -> Callable[[Pair], dict[str, list[Tensor]]]:
     import onnxruntime
 
     from tfanet_export.storage import written_onnx
-    from tfanet_export.trace import trace_watched
+    from tfanet_export.trace import trace_with_blocks
 
-    proto, names = trace_watched(half, "cpu")
+    proto, names = trace_with_blocks(half, "cpu")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "watched.onnx"
         with written_onnx(proto, path, path):
@@ -173,7 +173,7 @@ def _watched_session(half: TFANet) -> Callable[[Pair], dict[str, list[Tensor]]]:
     return run
 
 
-def guilty(drifts: Sequence[BlockDrift]) -> list[str]:
+def by_error(drifts: Sequence[BlockDrift]) -> list[str]:
     """Block names, those that bring in the most error first; overflow comes before all."""
     return [d.name for d in sorted(drifts, key=lambda d: -d.own.value)]
 
@@ -202,7 +202,7 @@ def propose(
 ) -> Proposal:
     """A small set of blocks to keep FP32 so that FP16 loses at most `budget` points of oIoU on `pairs`.
 
-    `order` is that of `guilty`. Prefixes of it are doubled until one keeps the budget, the shortest such is
+    `order` is that of `by_error`. Prefixes of it are doubled until one keeps the budget, the shortest such is
     found by bisection (a longer prefix is taken to lose no more), then every member that can go, goes: no
     block of the result can be left out alone. `step` hears of each set that was tried.
     """

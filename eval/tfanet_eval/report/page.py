@@ -17,12 +17,11 @@ import numpy as np
 from tfanet.data.refer import data_name
 from tfanet.errors import UserError
 from tfanet.files import write_text
-from tfanet_eval import charts
-from tfanet_eval.accuracy import Evaluation
-from tfanet_eval.conventions import convention_named
-from tfanet_eval.error_maps import KEY
-from tfanet_eval.intervals import RESAMPLES, Resampled, resample
-from tfanet_eval.report_pictures import sheets_of
+from tfanet_eval.evaluation import Evaluation
+from tfanet_eval.metrics import RESAMPLES, Resampled, convention_named, resample
+from tfanet_eval.report import charts
+from tfanet_eval.report.error_maps import KEY
+from tfanet_eval.report.images import sheets_of
 from tfanet_eval.results import Record, Results, paired
 from tfanet_eval.runs import Request, environment
 
@@ -132,7 +131,7 @@ def _of_reference(record: Record) -> Record:
 def _template() -> Any:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    loader = PackageLoader("tfanet_eval", "templates")
+    loader = PackageLoader("tfanet_eval.report", "templates")
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     return environment.get_template("report.html.jinja")
 

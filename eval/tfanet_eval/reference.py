@@ -9,7 +9,7 @@ from tfanet.errors import UserError
 
 if TYPE_CHECKING:
     from tfanet_engines.parity import Gate
-    from tfanet_eval.accuracy import Evaluation
+    from tfanet_eval.evaluation import Evaluation
 
 
 def find_reference(engine: Path, asked: Path | None) -> tuple[Path | None, str]:

@@ -20,9 +20,7 @@ def comparison(first: Results, second: Results) -> dict[str, Any]:
     pairs, the most changed first."""
     import numpy as np
 
-    from tfanet_eval.conventions import convention_named
-    from tfanet_eval.intervals import resample
-    from tfanet_eval.metrics import FIGURES, SegmentationMetrics
+    from tfanet_eval.metrics import METRICS, SegmentationMetrics, convention_named, resample
     from tfanet_eval.results import paired
 
     pairing, rules = paired(first, second), convention_named(first.run["convention"])
@@ -38,8 +36,8 @@ def comparison(first: Results, second: Results) -> dict[str, Any]:
     order = np.argsort(-np.abs(change), kind="stable")
     return {
         "figures": figures,
-        "difference": {name: figures[1][name] - figures[0][name] for name in FIGURES},
-        "intervals": {name: drawn[1].difference(drawn[0], name) for name in FIGURES},
+        "difference": {name: figures[1][name] - figures[0][name] for name in METRICS},
+        "intervals": {name: drawn[1].difference(drawn[0], name) for name in METRICS},
         "better": int((change > 0).sum()),
         "worse": int((change < 0).sum()),
         "same": int((change == 0).sum()),
@@ -57,7 +55,7 @@ def compare_files(
     """Compare two results files on the expressions that both have, with 95 % intervals."""
     from tfanet.data.refer import data_name
     from tfanet_eval import tables
-    from tfanet_eval.metrics import FIGURES
+    from tfanet_eval.metrics import METRICS
     from tfanet_eval.results import read_results
 
     files = read_results(first), read_results(second)
@@ -69,7 +67,7 @@ def compare_files(
     count = found["better"] + found["worse"] + found["same"]
     name = data_name(files[0].run["dataset"], files[0].run["split_by"])
     tables.show(rows, _COLUMNS, f"{count} expressions of {name}, shares in percent")
-    for name in FIGURES:
+    for name in METRICS:
         low, high = found["intervals"][name]
         difference = found["difference"][name]
         say(f"{name}: B less A {100 * difference:+.2f}, 95 % interval {100 * low:+.2f} .. {100 * high:+.2f}")

@@ -7,15 +7,15 @@ import pytest
 from PIL import Image
 
 from tfanet.errors import UserError
-from tfanet.pictures import (
+from tfanet.visualize import (
     PREDICTION,
     TRUTH,
     Cell,
     contact_sheet,
-    mask_picture,
+    mask_image,
     overlay,
-    require_picture,
-    save_picture,
+    require_image_path,
+    save_image,
 )
 
 GREY = (128, 128, 128)
@@ -71,7 +71,7 @@ def test_the_picture_itself_is_left_alone():
 
 
 def test_a_mask_is_written_as_0_and_255():
-    written = mask_picture(box())
+    written = mask_image(box())
     assert written.mode == "L"
     assert np.array_equal(np.asarray(written), np.where(box(), 255, 0))
 
@@ -120,9 +120,9 @@ def test_no_cell_is_no_sheet():
 
 @pytest.mark.parametrize(("name", "kind"), [("a.png", "PNG"), ("a.JPG", "JPEG"), ("new/a.jpeg", "JPEG")])
 def test_the_suffix_chooses_the_format(tmp_path, name, kind):
-    require_picture(tmp_path / name)
+    require_image_path(tmp_path / name)
     assert not (tmp_path / name).exists()
-    save_picture(picture(), tmp_path / name)
+    save_image(picture(), tmp_path / name)
     with Image.open(tmp_path / name) as saved:
         assert (saved.format, saved.size) == (kind, (120, 80))
 
@@ -140,4 +140,4 @@ def test_a_name_that_cannot_be_written_is_refused(tmp_path, name, message):
     (tmp_path / "file").touch()
     (tmp_path / "folder.png").mkdir()
     with pytest.raises(UserError, match=message):
-        require_picture(tmp_path / name)
+        require_image_path(tmp_path / name)

@@ -36,7 +36,7 @@ def report(
     require_page(out)
 
     from tfanet_engines.sidecar import model_sha256
-    from tfanet_eval.report import write_report
+    from tfanet_eval.report.page import write_report
     from tfanet_eval.results import read_results
 
     found = [read_results(file) for file in results]

@@ -11,11 +11,11 @@ import numpy as np
 from PIL import Image
 
 from tfanet.data.images import logits_to_size
-from tfanet.pictures import FAINT, PREDICTION, lettering, overlay
-from tfanet_eval.canvas import Canvas, Place, fit, wrap
+from tfanet.visualize import FAINT, PREDICTION, lettering, overlay
+from tfanet_eval.maps.canvas import Canvas, Place, fit, wrap
 
 if TYPE_CHECKING:
-    from tfanet_eval.maps import Maps, StageMaps
+    from tfanet_eval.maps.trace import Maps, StageMaps
 
 _HEAT = (
     (6, 23, 63), (54, 36, 116), (130, 33, 142), (212, 3, 108),

@@ -1,0 +1,1 @@
+"""Maps of what the model computes for one image and expression: features, word affinities, masks."""

@@ -1,0 +1,1 @@
+"""The HTML report: results as tables, charts and example images."""
