@@ -5,16 +5,25 @@ VENV := .venv
 PY ?= $(VENV)/bin/python
 INSTALLED := $(if $(filter $(VENV)/%,$(PY)),$(VENV)/.installed)
 
-.PHONY: demo test test-slow lint gpu-check weights
+# The suite runs in parallel processes of one thread each: several busy OpenMP pools slow each other many times.
+JOBS ?= auto
+PYTEST = OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses $(JOBS) --dist worksteal
+
+.PHONY: setup demo test test-slow check lint gpu-check weights
+
+setup: $(INSTALLED)
 
 demo: $(INSTALLED)
 	$(PY) -m tfanet_eval.demo --out demo
 
 test: $(INSTALLED)
-	$(PY) -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-slow: $(INSTALLED)
 	$(PY) -m pytest -m slow
+
+check: lint
+	$(PYTEST) -m "not slow and not integration"
 
 lint: $(INSTALLED)
 	$(PY) -m ruff check .
