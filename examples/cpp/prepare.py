@@ -11,7 +11,8 @@ from pathlib import Path
 from PIL import Image
 
 from tfanet.console import run
-from tfanet.data.transforms import open_image, resize_image, tokenize
+from tfanet.data.images import open_image
+from tfanet.data.preprocess import resize_image, tokenize
 from tfanet.files import atomic_path
 from tfanet_engines import Sidecar
 

@@ -163,8 +163,8 @@ def verify(model: TFANet, path: str | Path, pairs: int, precision: str) -> tuple
 
 def verification_pairs(model: TFANet, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """`count` synthetic pairs for `model`: images [n, S, S, 3], tokens [n, L], truth [n, S, S] in {0, 1}."""
+    from tfanet.data.preprocess import resize_image, resize_mask, tokenize
     from tfanet.data.shapes import render_pair
-    from tfanet.data.transforms import resize_image, resize_mask, tokenize
 
     size = model.config.image_size
     drawn = [render_pair(seed=1, index=i) for i in range(count)]

@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 from small_engines import CONFIG, describe
 
-from tfanet.data.transforms import open_image, resize_image, tokenize
+from tfanet.data.images import open_image
+from tfanet.data.preprocess import resize_image, tokenize
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "cpp"

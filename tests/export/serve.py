@@ -152,7 +152,7 @@ def load(repository: Path) -> tuple[Any, Core]:
     module = importlib.util.module_from_spec(spec)
     sys.meta_path.insert(0, Absent())
     spec.loader.exec_module(module)
-    for name in ("tfanet", "tfanet.data.images", "tfanet.data.tokens"):
+    for name in ("tfanet", "tfanet.data.images", "tfanet.data.preprocess", "tfanet.data.tokens"):
         assert Path(sys.modules[name].__file__ or "").is_relative_to(file.parent), name
     text = (client / "config.pbtxt").read_text(encoding="utf-8")
     pairs = re.findall(r'parameters \{ key: "(\w+)" value \{ string_value: "([^"]*)" \} \}', text)

@@ -13,7 +13,7 @@ from PIL import Image
 
 import tfanet
 from tfanet.checkpoint import save_model
-from tfanet.data.transforms import resize_image, tokenize
+from tfanet.data.preprocess import resize_image, tokenize
 from tfanet_engines import Sidecar, open_engine
 
 pytestmark = pytest.mark.slow

@@ -11,7 +11,7 @@ from fetched import Unavailable, fetch
 from google.protobuf import text_format
 from small_engines import CONFIG, write_plan
 
-from tfanet.data.transforms import tokenize
+from tfanet.data.preprocess import tokenize
 from tfanet_export.triton_server.repository import write_repository
 
 CLIENT = "tritonclient==2.73.0"

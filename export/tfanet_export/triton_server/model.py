@@ -21,8 +21,13 @@ import numpy as np  # noqa: E402
 import triton_python_backend_utils as pb_utils  # noqa: E402  # pyright: ignore[reportMissingImports]
 from PIL import Image  # noqa: E402
 
-from tfanet.data.images import decode_image, logits_to_size, resize_image  # noqa: E402
-from tfanet.data.tokens import VOCABULARY, BytePairs, token_rows  # noqa: E402
+from tfanet.data.images import decode_image  # noqa: E402
+from tfanet.data.preprocess import (  # noqa: E402
+    logits_to_size,
+    resize_image,
+    token_rows,
+)
+from tfanet.data.tokens import VOCABULARY, BytePairs  # noqa: E402
 from tfanet.errors import UserError, VerificationError  # noqa: E402
 
 LONGEST_SENTENCE = 4096

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import tfanet
 from tfanet.config import TFANetConfig
-from tfanet.data.tokens import VOCABULARY, BytePairs, token_rows
+from tfanet.data.preprocess import token_rows
+from tfanet.data.tokens import VOCABULARY, BytePairs
 from tfanet.errors import UserError
 from tfanet.files import atomic_folder
 from tfanet.signature import MAX_BATCH
@@ -26,6 +27,7 @@ COPIED = (
     "lazy.py",
     "data/__init__.py",
     "data/images.py",
+    "data/preprocess.py",
     "data/tokens.py",
 )
 """The modules of tfanet that `model.py` needs; they need numpy, pillow, ftfy and regex."""
