@@ -15,8 +15,7 @@ from cross_scan_parts import PARTS
 from layers import attention, cross_scan, scaled_square, scan
 
 from tfanet_plugins import PLUGINS
-from tfanet_plugins.ptx import MAX_SHARED
-from tfanet_plugins.target import PTX_VERSIONS
+from tfanet_plugins.ptx import MAX_SHARED, PTX_VERSIONS
 
 NEWEST = "11.4.0.106"
 VERSIONS = [
@@ -272,7 +271,7 @@ FAILING = {
     "a map too large for its offsets": (
         cross_scan("CrossScanRows", "HALF", 4096, 4096, 128, 1, 1),
         "tactic 1 gives no kernel",
-        "UserError: the 2-D scan's plugins take maps of up to 2147483647 values a picture",
+        "UserError: the 2-D scan's plugins take maps of up to 2147483647 values per image",
     ),
     "a parameter in BF16": (
         scaled_square("HALF", scale="BF16"),

@@ -1,15 +1,26 @@
-"""Nodes that say they want a plugin, and what became of them."""
+"""Marking plugin nodes, registering plugins without TensorRT, and counting the plugin layers of a network."""
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import onnx
 import pytest
 from onnx import parser
 
-from tfanet_plugins import mark_plugin_nodes, not_plugin_layers, plugin_layers
-from tfanet_plugins.nodes import schema_attributes
+from tfanet.errors import UserError
+from tfanet_plugins import (
+    PLUGINS,
+    mark_plugin_nodes,
+    missing_plugin_layers,
+    plugin_layers,
+    register_all,
+    use_plugin_bodies,
+)
+from tfanet_plugins.attach import schema_attributes
 
 MODEL = """<ir_version: 10, opset_import: ["": 20, "tfanet": 1]>
 graph (float[3] x, float[1] scale) => (float[3] y) {
@@ -112,7 +123,7 @@ TENSORRT = SimpleNamespace(LayerType=SimpleNamespace(PLUGIN_V3="plugin"))
     ids=["all", "one from a body", "one inlined", "same names, other layers"],
 )
 def test_nodes_that_did_not_become_plugins_are_named(layers, missing):
-    assert not_plugin_layers(TENSORRT, network(layers), ["a", "b"]) == missing
+    assert missing_plugin_layers(TENSORRT, network(layers), ["a", "b"]) == missing
 
 
 @pytest.mark.parametrize(
@@ -125,4 +136,48 @@ def test_nodes_that_did_not_become_plugins_are_named(layers, missing):
     ids=["the node beside a body", "one of a body", "both"],
 )
 def test_layers_of_a_body_are_named_only_where_one_is_missing(layers, missing):
-    assert not_plugin_layers(TENSORRT, network(layers), ["a", "b/P", "b/Q"]) == missing
+    assert missing_plugin_layers(TENSORRT, network(layers), ["a", "b/P", "b/Q"]) == missing
+
+
+@pytest.mark.parametrize("target", ["cpu", "gpu"])
+def test_every_operation_of_the_domain_reaches_a_plugin(target):
+    """Its own, or those that its body for TensorRT is made of."""
+    from onnx import ModelProto
+
+    from tfanet_export.functions import function_protos
+
+    model = ModelProto(functions=function_protos(target, states=1, longest=16_384))
+    use_plugin_bodies(model)
+    for function in model.functions:
+        inner = {node.op_type for node in function.node if node.domain == "tfanet"}
+        assert function.name in PLUGINS or (inner and inner <= set(PLUGINS)), function.name
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        (None, r'plugins need the full TensorRT \(.*\); install it with: pip install "tfanet\[tensorrt\]"'),
+        (SimpleNamespace(__version__="10.8.0.43"), "plugins need TensorRT 10.9 or later, not 10.8.0.43"),
+        (SimpleNamespace(__version__="9.3.0"), "plugins need TensorRT 10.9 or later, not 9.3.0"),
+    ],
+    ids=["missing", "10.8", "9.3"],
+)
+def test_no_or_old_tensorrt_is_one_line(monkeypatch, module, message):
+    monkeypatch.setitem(sys.modules, "tensorrt", module)
+    with pytest.raises(UserError, match=f"^{message}$"):
+        register_all()
+
+
+def test_an_unknown_gpu_is_one_line(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorrt", SimpleNamespace(__version__="11.4.0.106"))
+    with pytest.raises(UserError, match=r"^unsupported compute capability 7\.5; supported: 8\.0, [^\n]*$"):
+        register_all("7.5")
+
+
+def test_the_package_is_light():
+    code = (
+        "import sys, json; from tfanet_plugins import PLUGINS, mark_plugin_nodes, register_all;"
+        "print(json.dumps([name for name in ('torch', 'triton', 'onnx', 'tensorrt') if name in sys.modules]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == []
