@@ -35,7 +35,7 @@ Fourth (x, scale) => (y) {
     y = tfanet.ScaledSquare (shifted, scale)
 }"""
 NAMES = ["ScaledSquare"]
-MARKS = {"plugin_namespace": b"tfanet", "plugin_version": b"1", "aot": 1}
+ATTRIBUTES = {"plugin_namespace": b"tfanet", "plugin_version": b"1", "aot": 1}
 
 
 @pytest.fixture
@@ -50,10 +50,10 @@ def attributes(node: onnx.NodeProto) -> dict:
     return {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
 
 
-def test_nodes_with_a_plugin_are_marked_in_the_graph_and_in_bodies(model):
+def test_plugin_nodes_are_marked_in_the_graph_and_in_function_bodies(model):
     mark_plugin_nodes(model, NAMES)
-    assert [attributes(node) for node in model.graph.node] == [MARKS, {}, {}]
-    assert [attributes(node) for node in model.functions[0].node] == [MARKS, {}, MARKS]
+    assert [attributes(node) for node in model.graph.node] == [ATTRIBUTES, {}, {}]
+    assert [attributes(node) for node in model.functions[0].node] == [ATTRIBUTES, {}, ATTRIBUTES]
 
 
 @pytest.mark.parametrize(
@@ -66,22 +66,22 @@ def test_nodes_with_a_plugin_are_marked_in_the_graph_and_in_bodies(model):
     ],
     ids=["no plugins", "in a body", "around a body", "both"],
 )
-def test_layers_are_counted_where_tensorrt_will_look(model, operations, layers):
-    """A node with a plugin is one layer, whatever its body has."""
+def test_plugin_layers_of_graph_and_bodies(model, operations, layers):
+    """A node with a plugin is one layer, whatever its body contains."""
     assert plugin_layers(model, operations) == layers
 
 
-def test_marking_twice_is_marking_once_and_keeps_the_rest(model):
+def test_marking_is_idempotent_and_keeps_other_attributes(model):
     model.graph.node[0].attribute.append(onnx.helper.make_attribute("groups", 4))
     mark_plugin_nodes(model, NAMES)
     once = model.SerializeToString()
     mark_plugin_nodes(model, NAMES)
     assert model.SerializeToString() == once
-    assert attributes(model.graph.node[0]) == {"groups": 4, **MARKS}
+    assert attributes(model.graph.node[0]) == {"groups": 4, **ATTRIBUTES}
 
 
-def test_a_schema_with_the_attributes_passes_the_checker():
-    """Where ONNX knows a schema, as in the exporter's process, it refuses what is not declared there."""
+def test_checker_accepts_marked_nodes_of_a_schema_with_the_attributes():
+    """With a registered schema, as in the exporter's process, the checker rejects undeclared attributes."""
     from onnx.defs import OpSchema
 
     schema = OpSchema(
@@ -122,7 +122,7 @@ TENSORRT = SimpleNamespace(LayerType=SimpleNamespace(PLUGIN_V3="plugin"))
     ],
     ids=["all", "one from a body", "one inlined", "same names, other layers"],
 )
-def test_nodes_that_did_not_become_plugins_are_named(layers, missing):
+def test_nodes_that_did_not_become_plugins_are_returned(layers, missing):
     assert missing_plugin_layers(TENSORRT, network(layers), ["a", "b"]) == missing
 
 
@@ -133,15 +133,15 @@ def test_nodes_that_did_not_become_plugins_are_named(layers, missing):
         ({"a": "plugin", "(Unnamed) 1": "plugin", "add": "elementwise"}, ["b/P", "b/Q"]),
         ({"a_mul": "elementwise", "(Unnamed) 1": "plugin"}, ["a", "b/P", "b/Q"]),
     ],
-    ids=["the node beside a body", "one of a body", "both"],
+    ids=["node of the graph", "node of a body", "both"],
 )
-def test_layers_of_a_body_are_named_only_where_one_is_missing(layers, missing):
+def test_all_layers_of_bodies_are_returned_if_one_is_missing(layers, missing):
     assert missing_plugin_layers(TENSORRT, network(layers), ["a", "b/P", "b/Q"]) == missing
 
 
 @pytest.mark.parametrize("target", ["cpu", "gpu"])
-def test_every_operation_of_the_domain_reaches_a_plugin(target):
-    """Its own, or those that its body for TensorRT is made of."""
+def test_every_operation_has_plugins(target):
+    """A plugin for the operation, or for every node of its plugin body."""
     from onnx import ModelProto
 
     from tfanet_export.functions import function_protos
@@ -162,19 +162,19 @@ def test_every_operation_of_the_domain_reaches_a_plugin(target):
     ],
     ids=["missing", "10.8", "9.3"],
 )
-def test_no_or_old_tensorrt_is_one_line(monkeypatch, module, message):
+def test_missing_or_old_tensorrt_is_one_line(monkeypatch, module, message):
     monkeypatch.setitem(sys.modules, "tensorrt", module)
     with pytest.raises(UserError, match=f"^{message}$"):
         register_all()
 
 
-def test_an_unknown_gpu_is_one_line(monkeypatch):
+def test_unsupported_gpu_is_one_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorrt", SimpleNamespace(__version__="11.4.0.106"))
     with pytest.raises(UserError, match=r"^unsupported compute capability 7\.5; supported: 8\.0, [^\n]*$"):
         register_all("7.5")
 
 
-def test_the_package_is_light():
+def test_import_does_not_import_torch_or_tensorrt():
     code = (
         "import sys, json; from tfanet_plugins import PLUGINS, mark_plugin_nodes, register_all;"
         "print(json.dumps([name for name in ('torch', 'triton', 'onnx', 'tensorrt') if name in sys.modules]))"

@@ -30,17 +30,17 @@ TYPES = ["*fp16", "i32", "*fp32"]
 
 
 @pytest.mark.parametrize("hidden", [(), HIDDEN[:1], HIDDEN], ids=["none", "one", "two"])
-def test_hidden_arguments_go(hidden):
+def test_hidden_arguments_are_removed(hidden):
     assert without_hidden_arguments(kernel(*SCAN, *hidden), TYPES) == kernel(*SCAN)
 
 
-def test_the_rest_of_the_text_stays():
+def test_rest_of_the_text_is_unchanged():
     text = ".version 8.0\n" + kernel(*SCAN, *HIDDEN, body="ld.param.b64 %rd1, [scan_param_0];") + "// end\n"
     body = "ld.param.b64 %rd1, [scan_param_0];"
     assert without_hidden_arguments(text, TYPES) == ".version 8.0\n" + kernel(*SCAN, body=body) + "// end\n"
 
 
-def test_parameter_10_is_not_parameter_1():
+def test_parameter_10_is_not_mistaken_for_parameter_1():
     parameters = [f"{POINTER} scan_param_{i}" for i in range(12)]
     text = kernel(*parameters, body="ld.param.b64 %rd1, [scan_param_10];")
     with pytest.raises(VerificationError, match="scan uses scan_param_10, which TensorRT does not pass"):
