@@ -17,7 +17,7 @@ def layer(
     negative: tuple[int, ...] = (),
     capability: str = "8.9",
 ) -> dict[str, Any]:
-    """One layer of a request: types and shapes of `inputs`, types of `outputs`, indices of `negative` inputs."""
+    """One layer of a request; `negative` are indices of inputs with negative values."""
 
     def at(batch: int) -> list[list[int]]:
         return [[batch if size == BATCH else size for size in sizes] for _, sizes in inputs]
