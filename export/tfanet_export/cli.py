@@ -58,6 +58,37 @@ PrecisionFile = Annotated[
 CheckHalf = Annotated[
     bool, typer.Option(help="With --fp16, check for overflow in FP16 arithmetic; slow for base on a CPU.")
 ]
+OnnxFile = Annotated[
+    Path | None, typer.Option("--onnx", help="Build from this exported file instead of a checkpoint.")
+]
+PlanFile = Annotated[Path | None, typer.Option("--out", "-o", help="[NAME.plan or NAME-fp16.plan]")]
+PlanFp16 = Annotated[
+    bool | None,
+    typer.Option("--fp16/--no-fp16", help="Half precision; numerically sensitive parts stay FP32 [no]."),
+]
+BackendChoice = Annotated[Backend, typer.Option(help="auto: tensorrt-rtx if it is installed.")]
+Recipe = Annotated[str | None, typer.Option(help="rtx4090, or a .toml file; options given here override it.")]
+Gpus = Annotated[str | None, typer.Option(help="GPUs: rtx4090, sm89, rtx4090,rtx5090, current ... [rtx4090]")]
+Batch = Annotated[str | None, typer.Option(help="Smallest, optimal and largest batch [1,1,8].")]
+HardwareCompat = Annotated[
+    str | None,
+    typer.Option(help="tensorrt: none, ampere_plus or same_compute_capability [none]."),
+]
+VersionCompat = Annotated[
+    bool | None, typer.Option("--version-compat", help="tensorrt: also for later versions.")
+]
+Workspace = Annotated[int | None, typer.Option(help="Limit of the builder's workspace, MiB.")]
+OptLevel = Annotated[int | None, typer.Option(help="tensorrt: optimization level, 0 to 5 [3].")]
+TimingCache = Annotated[
+    bool | None,
+    typer.Option(
+        "--timing-cache/--no-timing-cache", help="tensorrt: keep the timing cache between builds [yes]."
+    ),
+]
+Plugins = Annotated[
+    bool | None, typer.Option("--plugins/--no-plugins", help="tensorrt: use tfanet's plugins [yes].")
+]
+Tf32 = Annotated[bool | None, typer.Option("--tf32", help="Allow TF32 in FP32 matrix products.")]
 
 
 @app.command()
@@ -91,42 +122,21 @@ def onnx(
 @app.command()
 def trt(
     checkpoint: Checkpoint = None,
-    onnx_file: Annotated[
-        Path | None, typer.Option("--onnx", help="Build from this exported file instead of a checkpoint.")
-    ] = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="[NAME.plan or NAME-fp16.plan]")] = None,
-    fp16: Annotated[
-        bool | None,
-        typer.Option("--fp16/--no-fp16", help="Half precision; numerically sensitive parts stay FP32 [no]."),
-    ] = None,
+    onnx_file: OnnxFile = None,
+    out: PlanFile = None,
+    fp16: PlanFp16 = None,
     image_size: ImageSize = None,
-    backend: Annotated[Backend, typer.Option(help="auto: tensorrt-rtx if it is installed.")] = Backend.auto,
-    recipe: Annotated[
-        str | None, typer.Option(help="rtx4090, or a .toml file; options given here override it.")
-    ] = None,
-    target: Annotated[
-        str | None, typer.Option(help="GPUs: rtx4090, sm89, rtx4090,rtx5090, current ... [rtx4090]")
-    ] = None,
-    batch: Annotated[str | None, typer.Option(help="Smallest, optimal and largest batch [1,1,8].")] = None,
-    hardware_compat: Annotated[
-        str | None,
-        typer.Option(help="tensorrt: none, ampere_plus or same_compute_capability [none]."),
-    ] = None,
-    version_compat: Annotated[
-        bool | None, typer.Option("--version-compat", help="tensorrt: also for later versions.")
-    ] = None,
-    workspace: Annotated[int | None, typer.Option(help="Limit of the builder's workspace, MiB.")] = None,
-    opt_level: Annotated[int | None, typer.Option(help="tensorrt: optimization level, 0 to 5 [3].")] = None,
-    timing_cache: Annotated[
-        bool | None,
-        typer.Option(
-            "--timing-cache/--no-timing-cache", help="tensorrt: keep the timing cache between builds [yes]."
-        ),
-    ] = None,
-    plugins: Annotated[
-        bool | None, typer.Option("--plugins/--no-plugins", help="tensorrt: use tfanet's plugins [yes].")
-    ] = None,
-    tf32: Annotated[bool | None, typer.Option("--tf32", help="Allow TF32 in FP32 matrix products.")] = None,
+    backend: BackendChoice = Backend.auto,
+    recipe: Recipe = None,
+    target: Gpus = None,
+    batch: Batch = None,
+    hardware_compat: HardwareCompat = None,
+    version_compat: VersionCompat = None,
+    workspace: Workspace = None,
+    opt_level: OptLevel = None,
+    timing_cache: TimingCache = None,
+    plugins: Plugins = None,
+    tf32: Tf32 = None,
     pairs: Pairs = 16,
     precision: PrecisionFile = None,
     check_half: CheckHalf = True,

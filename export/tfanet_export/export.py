@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from tfanet.checkpoint import weights_sha256
+from tfanet.config import TFANetConfig
 from tfanet.console import peak_memory, working
 from tfanet.errors import UserError
 from tfanet.files import atomic_path
@@ -91,11 +92,8 @@ def export_onnx(
     precision = "fp16" if fp16 else "fp32"
     if precision_file is not None:
         if not fp16:
-            raise UserError(
-                "a precision file lists the blocks that stay FP32 in an FP16 model; give --fp16 with it"
-            )
+            raise UserError("a precision file keeps blocks of an FP16 model in FP32; give --fp16 with it")
         precision_file.require_fit(model)
-    weights = weights_sha256(model)
     keep = precision_file.keep_fp32 if precision_file else ()
     deployed = deployment_model(model, fp16=fp16, keep_fp32=keep)
     if fp16 and check_half:
@@ -105,44 +103,52 @@ def export_onnx(
     with atomic_path(path) as temporary:
         with working(f"tracing the {precision} model"):
             proto = trace(deployed, target)
+        weights = weights_sha256(model)
         _add_metadata(proto, model, weights, precision, keep)
         with written_onnx(proto, temporary, path):
             with working(f"ONNX Runtime against PyTorch on {pairs} pairs"):
                 verdict, miou, reference_miou = verify(model, temporary, pairs, precision)
             verdict.require()
-    digest, nodes = model_sha256(path), check_graph(proto, signature_of(model.config))
-    size, seconds = file_bytes(path), time.perf_counter() - started
+    report = ExportReport(
+        path=path,
+        precision=precision,
+        target=target,
+        nodes=check_graph(proto, signature_of(model.config)),
+        bytes=file_bytes(path),
+        parity=verdict.figures,
+        miou=miou,
+        reference_miou=reference_miou,
+        seconds=time.perf_counter() - started,
+        peak_memory_bytes=peak_memory(),
+    )
+    command = f"tfanet-export onnx -c CHECKPOINT -o {path}" + (" --fp16" if fp16 else "")
+    _write_sidecar(report, model.config, weights, weight_types(proto), rebuild or command)
+    return report
+
+
+def _write_sidecar(
+    report: ExportReport, config: TFANetConfig, weights: str, proof: dict[str, int | float], rebuild: str
+) -> None:
+    digest = model_sha256(report.path)
     Sidecar.of(
-        model.config,
+        config,
         kind="onnx",
         weights_sha256=weights,
-        precision=precision,
-        proof=weight_types(proto),
+        precision=report.precision,
+        proof=proof,
         builder="torch.onnx",
         builder_version=torch.__version__,
         onnx_sha256=digest,
         file_sha256=digest,
-        rebuild=rebuild or f"tfanet-export onnx -c CHECKPOINT -o {path}" + (" --fp16" if fp16 else ""),
+        rebuild=rebuild,
         cost={
-            "seconds": round(seconds, 1),
-            "peak_memory_bytes": peak_memory(),
-            "bytes": size,
-            "nodes": sum(nodes.values()),
+            "seconds": round(report.seconds, 1),
+            "peak_memory_bytes": report.peak_memory_bytes,
+            "bytes": report.bytes,
+            "nodes": sum(report.nodes.values()),
         },
-        parity=verdict.figures.to_dict(),
-    ).write(path)
-    return ExportReport(
-        path=path,
-        precision=precision,
-        target=target,
-        nodes=nodes,
-        bytes=size,
-        parity=verdict.figures,
-        miou=miou,
-        reference_miou=reference_miou,
-        seconds=seconds,
-        peak_memory_bytes=peak_memory(),
-    )
+        parity=report.parity.to_dict(),
+    ).write(report.path)
 
 
 def verify(model: TFANet, path: str | Path, pairs: int, precision: str) -> tuple[Gate, float, float]:
