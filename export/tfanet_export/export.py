@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -44,7 +44,7 @@ class ExportReport:
     """The file that `export_onnx` wrote, and what it measured."""
 
     path: Path
-    precision: str
+    precision: Literal["fp32", "fp16"]
     target: Target
     nodes: Counter[str]
     """Number of nodes of the graph by operation; `tfanet::Name` for those of the domain `tfanet`."""
@@ -89,7 +89,7 @@ def export_onnx(
     started, path = time.perf_counter(), Path(path)
     if path.suffix != ".onnx":
         raise UserError(f"{path} must end in .onnx")
-    precision = "fp16" if fp16 else "fp32"
+    precision: Literal["fp32", "fp16"] = "fp16" if fp16 else "fp32"
     if precision_file is not None:
         if not fp16:
             raise UserError("a precision file keeps blocks of an FP16 model in FP32; give --fp16 with it")

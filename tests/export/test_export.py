@@ -40,12 +40,12 @@ def report(request, exported):
 
 @pytest.fixture(scope="module")
 def larger(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`large.onnx` of 128 pixels and 22 tokens, exported by the command from a checkpoint of 96 pixels."""
+    """`large.onnx` of 160 pixels and 22 tokens, exported by the command from a checkpoint of 96 pixels."""
     folder = tmp_path_factory.mktemp("larger")
     torch.manual_seed(0)
     save_model(tfanet.build_model("tiny", token_length=22).eval(), folder / "random.safetensors")
     arguments = ["onnx", "-c", str(folder / "random.safetensors"), "-o", str(folder / "large.onnx")]
-    arguments += ["--image-size", "128", "--pairs", "2"]
+    arguments += ["--image-size", "160", "--pairs", "2"]
     result = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert result.exit_code == 0, result.output
     assert "took" in result.output
@@ -269,10 +269,10 @@ def test_command_line_onnx_to_plan(exported, tmp_path):
 
 def test_command_line_of_another_size(larger, shapes_root):
     sidecar = Sidecar.read(larger)
-    assert sidecar.preprocessing["size"] == 128
+    assert sidecar.preprocessing["size"] == 160
     assert sidecar.cost["nodes"] > 500
     assert sidecar.cost["bytes"] == larger.stat().st_size
-    assert "--image-size 128" in sidecar.rebuild
+    assert "--image-size 160" in sidecar.rebuild
     arguments = ["--engine", str(larger), "--reference", str(larger.with_name("random.safetensors"))]
     arguments += ["--limit", "2", "--data", str(shapes_root)]
     evaluated = CliRunner().invoke(eval_app, arguments, catch_exceptions=False)
