@@ -142,8 +142,8 @@ def rows_of(parts: Parts) -> list[tuple[str, str, str]]:
 
 def besides(root: Path, config: TFANetConfig) -> Cost:
     """What `evaluate` costs over the pictures in `root` with an engine that has its answer ready."""
+    from tfanet.data.preprocess import tokenize
     from tfanet.data.refer import ReferDataset
-    from tfanet.data.transforms import tokenize
     from tfanet_eval import evaluate
 
     tokenize(["once"], config.token_length)  # reads the vocabulary, which is not an expression's time

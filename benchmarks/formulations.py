@@ -19,8 +19,9 @@ from tfanet.ops import cross_selective_scan, selective_scan
 from tfanet.ops.cross_selective_scan import DIRECTIONS, cross_merge, cross_scan, cross_selective_scan_loop
 from tfanet.ops.cross_selective_scan import _forward as cross_selective_scan_vectorised
 from tfanet.ops.selective_scan import selective_scan_loop
-from tfanet_export.functions import CROSS_SCAN, DOMAIN, DOMAIN_VERSION, OPSET, SCAN, function_protos
+from tfanet_export.functions import function_protos
 from tfanet_export.scan_bodies import CONSTANTS, from_rows, in_rows, padding, softplus
+from tfanet_plugins.operations import CROSS_SCAN, DOMAIN, DOMAIN_VERSION, OPSET, SCAN
 
 if TYPE_CHECKING:
     from collections.abc import Callable

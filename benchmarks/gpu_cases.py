@@ -242,7 +242,7 @@ def attention_case(sizes: Attention, batch: int, dtype: str, device: torch.devic
 
 def model_case(model: TFANet, batch: int, dtype: str, device: torch.device) -> Case:
     """The deployed model in PyTorch, eager, with our kernels and with the vectorised paths."""
-    from tfanet.data.transforms import tokenize
+    from tfanet.data.preprocess import tokenize
     from tfanet_export.deploy import deployment_model
 
     deployed = deployment_model(model, fp16=dtype == "FP16").to(device)

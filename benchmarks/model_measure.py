@@ -20,10 +20,10 @@ from scan_measure import open_session
 from torch import Tensor
 
 from tfanet.console import bar
-from tfanet.data.transforms import tokenize
+from tfanet.data.preprocess import tokenize
 from tfanet.model import TFANet
-from tfanet_export.functions import CROSS_SCAN, DOMAIN, OPSET, SCAN
 from tfanet_export.storage import save_onnx
+from tfanet_plugins.operations import CROSS_SCAN, DOMAIN, OPSET, SCAN
 
 SENTENCE = "the small red circle to the left of the large blue square"
 

@@ -181,7 +181,7 @@ def one_node(
     """A model of one node with these functions; parameters are its constants, only the batch is dynamic."""
     from onnx import TensorProto, helper, numpy_helper
 
-    from tfanet_export.functions import DOMAIN, DOMAIN_VERSION, OPSET
+    from tfanet_plugins.operations import DOMAIN, DOMAIN_VERSION, OPSET
 
     inputs = [
         helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", *value.shape[1:]])

@@ -129,7 +129,7 @@ def rivals(
 
 def random_pairs(batch: int, size: int, length: int) -> dict[str, Tensor]:
     """Pictures of noise with masks of the left half, all with one sentence, in the host's memory."""
-    from tfanet.data.transforms import tokenize
+    from tfanet.data.preprocess import tokenize
 
     rng = torch.Generator().manual_seed(0)
     mask = torch.zeros(batch, size, size, dtype=torch.uint8)

@@ -1,4 +1,4 @@
-"""Packages of the public index that tests need and the project does not, unpacked into the tests' cache."""
+"""Download wheels that only tests need into the tests' cache."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ SECONDS_TO_DOWNLOAD = 180
 
 
 class Unavailable(Exception):
-    """Why a package is not to be had on this machine."""
+    """A package cannot be downloaded here; the message is the reason."""
 
 
 def fetch(folder: Path, packages: Sequence[str]) -> Path:
-    """Unpack wheels, each given as `name==version` and without what it depends on, into `folder`, once.
+    """Unpack wheels (`name==version`, without dependencies) into `folder`, unless it exists; returns it.
 
-    Raises `Unavailable`.
+    Raises `Unavailable` when pip fails or takes longer than `SECONDS_TO_DOWNLOAD`.
     """
     if folder.exists():
         return folder

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from tfanet.errors import UserError, VerificationError
 from tfanet.ops.cross_selective_scan import cross_selective_scan_loop
 from tfanet.ops.selective_scan import selective_scan_loop
-from tfanet_export.functions import CROSS_SCAN, SCAN
+from tfanet_plugins.operations import CROSS_SCAN, SCAN
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 formulations, report, scan_measure, scan_cpu = map(

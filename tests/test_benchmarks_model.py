@@ -21,7 +21,7 @@ from tfanet.errors import UserError
 from tfanet.ops import native
 from tfanet.ops.cross_selective_scan import cross_selective_scan_loop
 from tfanet.ops.selective_scan import selective_scan_loop
-from tfanet_export.functions import CROSS_SCAN, DOMAIN, DOMAIN_VERSION, OPSET, SCAN
+from tfanet_plugins.operations import CROSS_SCAN, DOMAIN, DOMAIN_VERSION, OPSET, SCAN
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 formulations, scan_measure, model_measure, model_cpu = map(

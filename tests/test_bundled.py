@@ -7,9 +7,8 @@ import pytest
 import torch
 
 import tfanet
-from tfanet.data.images import resize_image
+from tfanet.data.preprocess import resize_image, tokenize
 from tfanet.data.shapes import render_pair
-from tfanet.data.transforms import tokenize
 from tfanet.weights import bundled
 from tfanet_eval import SegmentationMetrics
 

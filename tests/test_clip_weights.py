@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from tfanet.data.transforms import tokenize
+from tfanet.data.preprocess import tokenize
 from tfanet.errors import UserError
 from tfanet.text import TextEncoder
 

@@ -10,7 +10,7 @@ from torch import nn
 import tfanet
 from tfanet import vmamba
 from tfanet.config import preset
-from tfanet.data.transforms import tokenize
+from tfanet.data.preprocess import tokenize
 from tfanet.errors import UserError
 from tfanet.mlam import MLAM
 from tfanet.ops.selective_scan import selective_scan_loop

@@ -12,7 +12,7 @@ from torch import nn
 import tfanet
 from tfanet.baseline import ConvDecoder, WordProduct
 from tfanet.config import VARIANTS, Alignment, Decoder, FusionKind, preset
-from tfanet.data.transforms import tokenize
+from tfanet.data.preprocess import tokenize
 from tfanet.text import TextFeatures
 from tfanet.transformer import EncoderLayer, JointTransformer
 

@@ -16,7 +16,7 @@ from tfanet_engines.options import BuildOptions
 from tfanet_engines.proof import EngineLayers, PrecisionProof, inspect_engine, prove_precision
 from tfanet_engines.targets import sm
 from tfanet_engines.trt_api import Backend, load_backend, make_logger, parser_errors
-from tfanet_plugins import not_plugin_layers, register_all
+from tfanet_plugins import missing_plugin_layers, register_all
 
 Bindings = tuple[tuple[str, str, tuple[int, ...]], ...]
 Progress = Callable[[str, int, int], None]
@@ -75,7 +75,7 @@ def build(request: Request, progress: Progress) -> tuple[Any, Built]:
         errors = "; ".join(parser_errors(parser))
         raise VerificationError(f"{trt.__name__} cannot parse {request.onnx}: {errors}")
     proof, bindings = prove_precision(trt, network), _bindings(network)
-    if missing := not_plugin_layers(trt, network, request.plugins):
+    if missing := missing_plugin_layers(trt, network, request.plugins):
         raise VerificationError(
             f"{trt.__name__} took the function body instead of the plugin for {len(missing)} of "
             f"{len(request.plugins)} nodes of {request.onnx}: {_named(missing)}"

@@ -70,7 +70,7 @@ def read_onnx(path: str | Path) -> OnnxFile:
 
 
 def with_plugin_bodies(path: Path) -> bytes:
-    """The model of the ONNX file at `path` as full TensorRT is to parse it: see `tfanet_plugins.bodies`.
+    """The model of the ONNX file at `path` as full TensorRT is to parse it: see `tfanet_plugins.attach`.
 
     External weights are still those beside `path`. Raises `UserError` as `read_onnx`.
     """

@@ -262,7 +262,7 @@ def derangement(groups: Sequence[int], seed: int = SHUFFLE_SEED) -> np.ndarray:
 
 def _tokens(dataset: ReferDataset, places: Sequence[int], length: int, shuffle: bool) -> np.ndarray:
     """Token ids int64 `[count, L]` of the samples' sentences, or of sentences of other pictures."""
-    from tfanet.data.transforms import tokenize
+    from tfanet.data.preprocess import tokenize
 
     if shuffle:
         moved = derangement([dataset[i].image_id for i in range(len(dataset))])

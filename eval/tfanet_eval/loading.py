@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Generic, ParamSpec, TypeVar
 
 import numpy as np
 
-from tfanet.data.images import resize_image
+from tfanet.data.preprocess import resize_image
 
 if TYPE_CHECKING:
     from tfanet.data.refer import Expression, ReferDataset

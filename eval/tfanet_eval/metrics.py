@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from tfanet.data.images import logits_to_size, resize_mask
+from tfanet.data.preprocess import logits_to_size, resize_mask
 from tfanet.errors import UserError
 from tfanet.iou import intersection_union, iou, mean_iou
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tfanet.data.images import logits_to_size, resize_image
+from tfanet.data.preprocess import logits_to_size, resize_image
 from tfanet.errors import VerificationError
 from tfanet_eval.metrics import SegmentationMetrics
 
@@ -30,7 +30,7 @@ def predict(engine: Engine, picture: Image.Image, sentence: str, *, strict: bool
     Raises `UserError` when the sentence is empty or longer than the model's context; with `strict` off it is
     cut, as data sets are read. Raises `VerificationError` when a logit is not finite.
     """
-    from tfanet.data.transforms import tokenize
+    from tfanet.data.preprocess import tokenize
 
     tokens = tokenize([sentence], engine.config.token_length, strict=strict)
     logits = engine.infer(resize_image(picture, engine.config.image_size)[None], tokens)

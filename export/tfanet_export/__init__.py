@@ -1,4 +1,4 @@
-"""torch -> ONNX -> plan: tracing, function bodies, FP16, verification."""
+"""PyTorch -> ONNX -> TensorRT plan: tracing, function bodies, FP16, verification."""
 
 from __future__ import annotations
 

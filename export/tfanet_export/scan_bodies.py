@@ -1,18 +1,20 @@
-"""The scan functions' bodies for ONNX Runtime on a CPU, as ONNX text, and what both targets' bodies share.
+"""Function bodies of the scans for ONNX Runtime on a CPU, as ONNX text, and what both targets share.
 
-L tokens are cut into R rows of P positions; the body finds the state at the end of every row, carries it over
-the rows, and adds it to the tokens of the next. Neither target unrolls tokens or divides by a product of
-decays, which underflows. Here ONNX Scan steps over the P positions of all rows at once, and the carry over
-rows is the same again: with P near the cube root of L a scan takes about 5 P steps, each of them long.
-Channels lie innermost, so that a step, and each broadcast over tokens or channels, is one run in memory.
-There is no limit on L.
+L tokens are split into R rows of P positions. The body computes the state at the end of every row, carries it
+over the rows, and adds it to the tokens of the next row. Neither target unrolls tokens, or divides by a
+product of decays, which underflows. Here ONNX Scan iterates over the P positions of all rows at once, and the
+carry over rows is computed the same way: with P near the cube root of L a scan takes about 5 P long steps.
+Channels are innermost, so each step and each broadcast over tokens or channels is contiguous in memory. L is
+not limited.
 
-Shapes inside the bodies have no symbolic names on purpose: ONNX Runtime takes equal names in two uses of one
-function for equal sizes and shares buffers between them. Names of values begin with a tag where a piece of
-text is used more than once.
+Shapes inside the bodies have no symbolic names on purpose: ONNX Runtime assumes that equal names in two calls
+of one function are equal sizes, and shares buffers between them. Names of values begin with a tag where a
+piece of text is used more than once.
 """
 
 from __future__ import annotations
+
+from tfanet_plugins.operations import ScanSizes
 
 _STATE = "float[?, ?, ?, ?, ?]"
 CONSTANTS = """
@@ -28,8 +30,8 @@ CONSTANTS = """
     """
 
 
-def selective_scan_cpu(states: int) -> str:
-    """`SelectiveScan` with Scans over positions; `states` is N, the one size that the text depends on."""
+def selective_scan_cpu(sizes: ScanSizes) -> str:
+    """`SelectiveScan` with Scans over positions."""
     return f"""
     {CONSTANTS}
     batch = Shape <start = 0, end = 1> (u)
@@ -59,7 +61,7 @@ def selective_scan_cpu(states: int) -> str:
     bias = Reshape (bias_32, channel_shape)
 
     {_positions("s", "s_raw = Add (raw_now, bias)", f"{_STATE} raw_now = delta_p", "u_p", reverse=False)}
-    {_sum_over_states("s", states)}
+    {_sum_over_states("s", sizes.states)}
     skip = Mul (u_p, D_grouped)
     skip_flat = Squeeze (skip, four)
     y_p = Add (s_y, skip_flat)
@@ -74,8 +76,8 @@ def selective_scan_cpu(states: int) -> str:
 def _channels_inside(x: str) -> str:
     """`{x}_p` [P, batch, K, R, 1, D] of x [batch, K*D, L].
 
-    Two transposes of one axis each, with a Reshape between so that they stay two: ONNX Runtime takes several
-    times as long over one that moves all axes.
+    Two transposes of one axis each, with a Reshape between them so that they are not merged: one transpose of
+    all axes is several times slower in ONNX Runtime.
     """
     return f"""
     {x}_32 = Cast <to = 1> ({x})
@@ -87,8 +89,8 @@ def _channels_inside(x: str) -> str:
     """
 
 
-def cross_selective_scan_cpu(states: int) -> str:
-    """`CrossSelectiveScan`: the pixels as two sequences, by rows and by columns, each read both ways."""
+def cross_selective_scan_cpu(sizes: ScanSizes) -> str:
+    """`CrossSelectiveScan`: pixels as two sequences, by rows and by columns, scanned in both directions."""
     return f"""
     {CONSTANTS}
     batch = Shape <start = 0, end = 1> (x)
@@ -125,10 +127,10 @@ def cross_selective_scan_cpu(states: int) -> str:
     {"".join(_direction(k) for k in range(4))}
     rows_hc = Add (d0_hc, d2_hc)
     columns_hc = Add (d1_hc, d3_hc)
-    {_sum_over_states("rows", states)}
-    {_sum_over_states("columns", states)}
-    {_map_again("rows", "height, width")}
-    {_map_again("columns", "width, height")}
+    {_sum_over_states("rows", sizes.states)}
+    {_sum_over_states("columns", sizes.states)}
+    {_tokens_to_map("rows", "height, width")}
+    {_tokens_to_map("columns", "width, height")}
     from_columns = Transpose <perm = [0, 2, 1, 3]> (columns_map)
     scanned = Add (rows_map, from_columns)
     D_32 = Cast <to = 1> (D)
@@ -141,7 +143,7 @@ def cross_selective_scan_cpu(states: int) -> str:
 
 
 def _position_count(length: str, row: str, exponent: str) -> str:
-    """`row` = `length` ** `exponent`, rounded up: the positions of a row."""
+    """`row` = `length` ** `exponent`, rounded up: the number of positions of a row."""
     return f"""
     {row}_length_f = Cast <to = 1> ({length})
     {row}_exponent = Constant <value_float = {exponent}> ()
@@ -169,7 +171,7 @@ def _two_sequences(x: str) -> str:
 
 
 def _parts(order: str, directions: tuple[int, int]) -> str:
-    """dt, B and C of the two directions that read in `order`, out of p; the other directions' are unused."""
+    """dt, B and C of the two directions that scan in `order`, from p; the other directions' are unused."""
     names = ", ".join(
         f"d{k}_dt{spare}, d{k}_B_tokens{spare}, d{k}_C_tokens{spare}"
         for k in range(4)
@@ -180,7 +182,7 @@ def _parts(order: str, directions: tuple[int, int]) -> str:
     """
 
 
-def _map_again(order: str, size: str) -> str:
+def _tokens_to_map(order: str, size: str) -> str:
     """`{order}_map` [batch, H, W, D], or [batch, W, H, D], from `{order}_y` [P, batch, 1, R, D]."""
     return f"""
     {order}_turned = Transpose <perm = [1, 3, 0, 2, 4]> ({order}_y)
@@ -211,9 +213,9 @@ def _direction(k: int) -> str:
 def softplus(t: str) -> str:
     """`{t}_softplus` = log(1 + exp(`{t}_raw`)) = max(raw, 0) + log(1 + z), z = exp(-|raw|).
 
-    log(1 + z) = 2 atanh(s), s = z / (2 + z) <= 1/3, is s times a polynomial in s^2: 5e-7 of the value at most
-    (minimax over [0, 1/9]), however small z is. ONNX Runtime's Softplus is several times as slow, and its
-    Log would lose the digits of small z in 1 + z; mending that made the scans slower than this.
+    log(1 + z) = 2 atanh(s), s = z / (2 + z) <= 1/3, is s times a polynomial in s^2 (minimax over [0, 1/9])
+    with a relative error of at most 5e-7 for every z. ONNX Runtime's Softplus is several times slower, and
+    Log(1 + z) loses the digits of small z; correcting that made the scans slower than this polynomial.
     """
     coefficients = "".join(
         f"""
@@ -242,12 +244,12 @@ def softplus(t: str) -> str:
 
 
 def _positions(t: str, raw: str, given: str, u: str, *, reverse: bool) -> str:
-    """`{t}_hc` [P, b, K, R, N, D], the states times C, from operands in front of which the P positions stand.
+    """`{t}_hc` [P, b, K, R, N, D], the states times C; the P positions are the operands' first axis.
 
     u [P, b, K, R, 1, D]; `{t}_A` [K, 1, N, D] or [1, N, D]; `{t}_B`, `{t}_C` [P, b, K, R, N, 1]. `raw` is
-    text that computes `{t}_raw` [b, K, R, 1, D] of a position from what `given`, "type name = source", hands
-    it. Time runs over the positions of a row, then over the rows; backwards over both with `reverse`. All
-    that happens to a token happens at its step, while it is in the cache.
+    text that computes `{t}_raw` [b, K, R, 1, D] of a position from its input `given`, "type name = source".
+    Time runs over the positions of a row, then over the rows; with `reverse` backward over both. All work on
+    a token is done in its step, while it is in the cache.
     """
     way, state = int(reverse), _STATE
     parameter, source = given.split(" = ")
@@ -288,9 +290,9 @@ def _positions(t: str, raw: str, given: str, u: str, *, reverse: bool) -> str:
 
 
 def _carry(t: str, reverse: bool) -> str:
-    """`{t}_enter` [b, K, R, N, D], the state before each row, from the rows' ends and decays.
+    """`{t}_enter` [b, K, R, N, D], the state before each row, from the rows' end states and decays.
 
-    The rows are cut into rows of rows, and the same is done once more. Padding rows have end 0.
+    The rows are split into rows of rows, which are scanned the same way. Padding rows have end state 0.
     """
     way, state, r = int(reverse), _STATE, f"{t}_r"
     return f"""
@@ -361,7 +363,7 @@ def _sum_over_states(t: str, states: int) -> str:
 def padding(row: str) -> str:
     """Sizes of L tokens in R rows of P = `row`: rows, padded_length, and `tail`, the Pad along the last axis.
 
-    What the last row is padded with does not matter: nothing comes after it.
+    The padding values of the last row do not matter: no token follows them.
     """
     return f"""
     length_less_one = Sub (length, one)
@@ -374,6 +376,7 @@ def padding(row: str) -> str:
 
 
 def in_rows(x_now: str, shape: str) -> str:
+    """`{x_now}_rows`: x in float32, padded along the last axis and reshaped to `shape`."""
     return f"""
     {x_now}_32 = Cast <to = 1> ({x_now})
     {x_now}_padded = Pad ({x_now}_32, tail, , last)

@@ -1,8 +1,9 @@
-"""The scan functions' bodies for TensorRT-RTX and other GPU runtimes, as ONNX text; see `scan_bodies`.
+"""Function bodies of the scans for TensorRT-RTX and other GPU runtimes, as ONNX text; see `scan_bodies`.
 
-The recurrence inside rows and over rows takes doubling steps (Hillis and Steele, 1986), for a Scan would be
-one launch a step. Rows have as many positions as there may be rows, a power of two that is chosen for the
-longest scan of the model (`row_length`); beyond its square, shapes clash and runtimes refuse.
+The recurrence inside rows and over rows takes doubling steps (Hillis and Steele, 1986), because ONNX Scan
+would be one launch per step. There are at most as many rows as positions per row, a power of two chosen for
+the longest scan of the model (`row_length`). For a longer scan shapes do not match, and runtimes raise an
+error.
 """
 
 from __future__ import annotations
@@ -10,19 +11,20 @@ from __future__ import annotations
 from itertools import pairwise
 
 from tfanet_export.scan_bodies import CONSTANTS, from_rows, in_rows, padding, softplus
+from tfanet_plugins.operations import ScanSizes
 
 
 def row_length(longest: int) -> int:
-    """Positions a row for scans of up to `longest` tokens: the power of two whose square holds them."""
+    """Positions per row for up to `longest` tokens: the smallest power of two whose square is enough."""
     row = 2
     while row * row < longest:
         row *= 2
     return row
 
 
-def selective_scan_gpu(longest: int) -> str:
-    """`SelectiveScan` by doubling, for up to `longest` tokens."""
-    size = row_length(longest)
+def selective_scan_gpu(sizes: ScanSizes) -> str:
+    """`SelectiveScan` by doubling, for up to `sizes.longest` tokens."""
+    size = row_length(sizes.longest)
     return f"""
     {CONSTANTS}
     batch = Shape <start = 0, end = 1> (u)
@@ -83,7 +85,7 @@ def selective_scan_gpu(longest: int) -> str:
 def _doubling(decay: str, x: str, tag: str, size: int) -> str:
     """`{x}_{tag}` = states, `{decay}_{tag}` = products of decays, along a last axis of `size` entries.
 
-    Step i combines every entry with the one 2^i before it; Pad with one negative end is a shift.
+    Step i combines every entry with the entry 2^i before it; Pad with one negative end is a shift.
     """
     names = [(decay, x), *((f"{tag}_decay{i}", f"{tag}_x{i}") for i in range(1, size.bit_length() - 1))]
     names.append((f"{decay}_{tag}", f"{x}_{tag}"))
@@ -99,8 +101,8 @@ def _doubling(decay: str, x: str, tag: str, size: int) -> str:
     )
 
 
-def cross_selective_scan_gpu() -> str:
-    """`CrossSelectiveScan` as one `SelectiveScan` of four groups: the map laid out in its four traversals."""
+def cross_selective_scan_gpu(_: ScanSizes) -> str:
+    """`CrossSelectiveScan` as one `SelectiveScan` of four groups: the four traversals of the map."""
     return f"""
     {CONSTANTS}
     backwards_from = Constant <value_ints = [-1]> ()

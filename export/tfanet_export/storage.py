@@ -1,4 +1,4 @@
-"""Writing ONNX files of any size: above protobuf's 2 GB the weights lie in a file of their own."""
+"""Write ONNX files of any size: weights above protobuf's 2 GB limit go to a separate file."""
 
 from __future__ import annotations
 
@@ -15,28 +15,27 @@ if TYPE_CHECKING:
     import onnx
 
 SINGLE_FILE_BYTES = 1_900_000_000
-"""Weights up to here are stored in the ONNX file itself; protobuf takes 2^31 - 1 bytes in all."""
+"""Weights up to this size are stored in the ONNX file itself; protobuf's limit is 2^31 - 1 bytes in all."""
 
 
 @contextmanager
 def written_onnx(proto: onnx.ModelProto, temporary: Path, final: Path) -> Iterator[None]:
-    """Write `proto` to `temporary`; after the block external weights get the name that belongs to `final`.
+    """Write `proto` to `temporary`; after the block, rename external weights to the name that `final` needs.
 
     An error in the block, such as a failed verification, removes them.
     """
     weights = save_onnx(proto, temporary)
     try:
         yield
-        settle_weights(weights, temporary, final)
+        rename_weights(weights, temporary, final)
     finally:
         external_data_path(temporary).unlink(missing_ok=True)
 
 
 def save_onnx(proto: onnx.ModelProto, path: Path) -> Path | None:
-    """Write `proto` to `path` and check the file; return the file of its external weights, if it needs one.
+    """Write `proto` to `path` and check the file; returns the path of its external weights, None if internal.
 
-    That file lies beside `path` under a name made of it, until `settle_weights`. The weights are no longer in
-    `proto` then. It is left behind by no error.
+    External weights are removed from `proto`, and their file is removed on an error.
     """
     import onnx
 
@@ -56,30 +55,30 @@ def save_onnx(proto: onnx.ModelProto, path: Path) -> Path | None:
     return weights
 
 
-def settle_weights(weights: Path | None, temporary: Path, final: Path) -> None:
-    """Give external weights the name that belongs to `final`, before `temporary` is renamed to it.
+def rename_weights(weights: Path | None, temporary: Path, final: Path) -> None:
+    """Rename external weights to the name that `final` needs, before `temporary` is renamed to `final`.
 
-    Removes what an earlier `final` had where the new one has none.
+    Without external weights, removes those of an earlier `final`.
     """
     import onnx
     from onnx.external_data_helper import uses_external_data
 
-    settled = external_data_path(final)
+    renamed = external_data_path(final)
     if weights is None:
-        settled.unlink(missing_ok=True)
+        renamed.unlink(missing_ok=True)
         return
     proto = onnx.load(temporary, load_external_data=False)
     for tensor in proto.graph.initializer:
         if uses_external_data(tensor):
             for entry in tensor.external_data:
                 if entry.key == "location":
-                    entry.value = settled.name
+                    entry.value = renamed.name
     onnx.save(proto, temporary)
-    weights.replace(settled)
+    weights.replace(renamed)
 
 
 def weight_bytes(proto: onnx.ModelProto) -> int:
-    """Bytes of all weights in the graph."""
+    """Size of all weights in the graph, in bytes."""
     import onnx
 
     sizes = (
@@ -90,6 +89,6 @@ def weight_bytes(proto: onnx.ModelProto) -> int:
 
 
 def file_bytes(path: Path) -> int:
-    """Size of an ONNX file on disk, its external weights included."""
+    """Size of an ONNX file on disk in bytes, external weights included."""
     weights = external_data_path(path)
     return path.stat().st_size + (weights.stat().st_size if weights.exists() else 0)

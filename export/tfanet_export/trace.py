@@ -1,13 +1,15 @@
-"""torch -> ONNX: one graph, a single node for each `tfanet` operation, and the contract it must keep."""
+"""PyTorch -> ONNX: the graph with one node for each `tfanet` operation, and the check of its contract."""
 
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
 import warnings
 from collections import Counter
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Sequence
+from inspect import Parameter
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -17,27 +19,12 @@ from tfanet.config import TFANetConfig
 from tfanet.errors import VerificationError
 from tfanet.model import TFANet
 from tfanet.signature import BATCH, MAX_BATCH, Signature, TensorSpec, signature_of
-from tfanet_export.functions import (
-    ATTENTION,
-    CROSS_SCAN,
-    DOMAIN,
-    DOMAIN_VERSION,
-    OPSET,
-    SCAN,
-    Target,
-    function_protos,
-    register_schemas,
-)
+from tfanet_export.functions import function_protos, register_schemas
 from tfanet_plugins import mark_plugin_nodes
+from tfanet_plugins.operations import DOMAIN, DOMAIN_VERSION, OPERATIONS, OPSET, Operation, Target
 
 if TYPE_CHECKING:
     import onnx
-
-ONNX_OPS = {
-    torch.ops.tfanet.selective_scan.default: SCAN,
-    torch.ops.tfanet.cross_selective_scan.default: CROSS_SCAN,
-    torch.ops.tfanet.linear_cross_attention.default: ATTENTION,
-}
 
 
 def trace(model: TFANet, target: Target) -> onnx.ModelProto:
@@ -52,21 +39,21 @@ def trace(model: TFANet, target: Target) -> onnx.ModelProto:
 
 
 def trace_with_blocks(model: TFANet, target: Target) -> tuple[onnx.ModelProto, dict[str, list[str]]]:
-    """`trace` with every block's output as a further output of the graph, and their names by block.
+    """`trace` with the outputs of every block as extra outputs of the graph, and their names by block.
 
-    A graph to look into, not one to deploy: outputs keep what the runtime would otherwise fuse.
+    For inspection, not for deployment: extra outputs keep the runtime from fusing operations.
     """
-    watched = _Watched(model)
+    hooked = _BlockOutputs(model)
     with torch.inference_mode():
-        watched(*example_inputs(model))
-    names = {block: [f"{block}/{i}" for i in range(count)] for block, count in watched.counts.items()}
+        hooked(*example_inputs(model))
+    names = {block: [f"{block}/{i}" for i in range(count)] for block, count in hooked.counts.items()}
     logits = [spec.name for spec in signature_of(model.config).outputs]
     outputs = logits + [name for some in names.values() for name in some]
-    return _exported(watched, model.config, target, outputs), names
+    return _exported(hooked, model.config, target, outputs), names
 
 
-class _Watched(nn.Module):
-    """A model that gives its blocks' outputs behind the mask logits, float32, in order of computation."""
+class _BlockOutputs(nn.Module):
+    """A model that returns the mask logits, then its blocks' outputs as float32 in order of computation."""
 
     def __init__(self, model: TFANet) -> None:
         super().__init__()
@@ -74,22 +61,22 @@ class _Watched(nn.Module):
         self.counts: dict[str, int] = {}
 
     def forward(self, image: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        found: list[torch.Tensor] = []
+        extra: list[torch.Tensor] = []
 
-        def seen(name: str, _block: object, _args: object, _kwargs: object, output: object) -> None:
+        def hook(name: str, _block: object, _args: object, _kwargs: object, output: object) -> None:
             tensors = tensors_of(output)
             self.counts[name] = len(tensors)
-            found.extend(x.float() for x in tensors)
+            extra.extend(x.float() for x in tensors)
 
-        with hook_blocks(self.model, seen):
+        with hook_blocks(self.model, hook):
             logits = self.model(image, tokens)
-        return (logits, *found)
+        return (logits, *extra)
 
 
 def _exported(
-    module: TFANet | _Watched, config: TFANetConfig, target: Target, outputs: Sequence[str]
+    module: TFANet | _BlockOutputs, config: TFANetConfig, target: Target, outputs: Sequence[str]
 ) -> onnx.ModelProto:
-    """The graph of `module` with function bodies and the outputs' names."""
+    """The graph of `module` with function bodies; its outputs are named `outputs`."""
     register_schemas()
     image, tokens = example_inputs(module if isinstance(module, TFANet) else module.model)
     batch = torch.export.Dim(BATCH, min=1, max=MAX_BATCH)
@@ -103,7 +90,7 @@ def _exported(
             input_names=[spec.name for spec in signature_of(config).inputs],
             output_names=list(outputs),
             dynamic_shapes=({0: batch}, {0: batch}),
-            custom_translation_table={op: _single_node(name) for op, name in ONNX_OPS.items()},
+            custom_translation_table=translations(),
         )
     assert program is not None
     proto = program.model_proto
@@ -120,7 +107,7 @@ def functions_of(config: TFANetConfig, target: Target) -> list[onnx.FunctionProt
 
 
 def example_inputs(model: TFANet) -> tuple[torch.Tensor, torch.Tensor]:
-    """Inputs of batch 2 to trace with; their values do not reach the graph."""
+    """Inputs of batch 2 to trace with; the graph does not depend on their values."""
     size, length = model.config.image_size, model.config.token_length
     image = torch.zeros(2, size, size, 3, dtype=torch.uint8)
     tokens = torch.zeros(2, length, dtype=torch.int64)
@@ -129,9 +116,9 @@ def example_inputs(model: TFANet) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def check_graph(proto: onnx.ModelProto, signature: Signature) -> Counter[str]:
-    """The number of nodes by operation; `VerificationError` when the graph is not the one that was promised.
+    """The number of nodes by operation; raises `VerificationError` when the graph breaks its contract.
 
-    Promised: the signature's names, types and shapes; every node from ONNX or `tfanet`, with a function for
+    Contract: the signature's names, types and shapes; every node from ONNX or `tfanet`, with a function for
     each of the latter; no Loop, If or Scan in the graph itself.
     """
     counts: Counter[str] = Counter()
@@ -139,7 +126,7 @@ def check_graph(proto: onnx.ModelProto, signature: Signature) -> Counter[str]:
     for node in proto.graph.node:
         if node.domain not in ("", "ai.onnx", DOMAIN):
             raise VerificationError(
-                f"node {node.name} is {node.domain}::{node.op_type}, neither ONNX nor {DOMAIN}"
+                f"node {node.name} is {node.domain}::{node.op_type}; only ONNX and {DOMAIN} nodes are allowed"
             )
         if node.domain == DOMAIN and node.op_type not in functions:
             raise VerificationError(f"{DOMAIN}::{node.op_type} has no function body in the file")
@@ -152,17 +139,17 @@ def check_graph(proto: onnx.ModelProto, signature: Signature) -> Counter[str]:
 
 
 def _check_tensors(kind: str, specs: Sequence[TensorSpec], values: Sequence[onnx.ValueInfoProto]) -> None:
-    wanted, found = Counter(spec.name for spec in specs), Counter(value.name for value in values)
-    if missing := wanted - found:
+    expected, actual = Counter(spec.name for spec in specs), Counter(value.name for value in values)
+    if missing := expected - actual:
         raise VerificationError(f"the graph lacks the {kind} {', '.join(missing)}")
-    if extra := found - wanted:
-        raise VerificationError(f"the graph has the {kind} {', '.join(extra)}, which was not promised")
+    if extra := actual - expected:
+        raise VerificationError(f"the graph has the unexpected {kind} {', '.join(extra)}")
     for spec, value in zip(specs, values, strict=True):
         shape = tuple(dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim)
         dtype = _dtype_name(value.type.tensor_type.elem_type)
         if (value.name, dtype, shape) != (spec.name, spec.dtype, spec.shape):
             raise VerificationError(
-                f"{value.name} {dtype} {shape} is not {spec.name} {spec.dtype} {spec.shape}"
+                f"{value.name} {dtype} {shape} should be {spec.name} {spec.dtype} {spec.shape}"
             )
 
 
@@ -172,28 +159,31 @@ def _dtype_name(elem_type: int) -> str:
     return onnx.helper.tensor_dtype_to_np_dtype(elem_type).name
 
 
-def _single_node(name: str):
-    """A translation that emits one node `tfanet::name`; its body is appended to the model afterwards."""
+def translations(operations: Iterable[Operation] = OPERATIONS) -> dict[Callable, Callable]:
+    """The exporter's `custom_translation_table`: PyTorch operation -> function that emits one ONNX node."""
+    return {
+        getattr(torch.ops.tfanet, operation.torch_name).default: _translation(operation)
+        for operation in operations
+    }
+
+
+def _translation(operation: Operation) -> Callable:
+    """A function that emits one node of `operation`; the node's body is appended to the model afterwards."""
     from onnxscript.values import Opset
 
-    operation = getattr(Opset(DOMAIN, DOMAIN_VERSION), name)
+    emit = getattr(Opset(DOMAIN, DOMAIN_VERSION), operation.onnx_type)
+    names = [Parameter(name, Parameter.POSITIONAL_OR_KEYWORD) for name in operation.input_names]
+    parameters = inspect.Signature(names)
 
-    def scan(u, delta, A, B, C, D, delta_bias):
-        return operation(u, delta, A, B, C, D, delta_bias)
+    def translate(*args: Any, **kwargs: Any) -> Any:
+        return emit(*parameters.bind(*args, **kwargs).args)
 
-    def cross_scan(x, p, dt_weight, A, D, delta_bias):
-        return operation(x, p, dt_weight, A, D, delta_bias)
-
-    def attention(q, k, v, gamma):
-        return operation(q, k, v, gamma)
-
-    # The exporter reads the parameters' names, so one function with *inputs would not do.
-    translations = {SCAN: scan, CROSS_SCAN: cross_scan, ATTENTION: attention}
-    return translations[name]
+    translate.__signature__ = parameters  # pyright: ignore  # the exporter reads the parameters' names
+    return translate
 
 
 def _strip_paths(proto: onnx.ModelProto) -> None:
-    """Drop the exporter's notes on nodes: stack traces with this machine's paths, larger than the graph."""
+    """Remove the exporter's metadata of nodes: stack traces with paths, larger than the graph."""
     for node in proto.graph.node:
         del node.metadata_props[:]
         node.doc_string = ""

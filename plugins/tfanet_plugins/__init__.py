@@ -1,4 +1,4 @@
-"""TensorRT plugins for the operations of `tfanet.ops`, with kernels that travel inside the engine."""
+"""TensorRT plugins for the operations of `tfanet.ops`; their kernels are stored in the engine."""
 
 from __future__ import annotations
 
@@ -7,14 +7,19 @@ from typing import TYPE_CHECKING
 from tfanet.lazy import lazy_attributes
 
 if TYPE_CHECKING:
-    from tfanet_plugins.bodies import use_plugin_bodies
-    from tfanet_plugins.nodes import mark_plugin_nodes, not_plugin_layers, plugin_layers
-    from tfanet_plugins.registry import PLUGINS, register_all
+    from tfanet_plugins.attach import (
+        mark_plugin_nodes,
+        missing_plugin_layers,
+        plugin_layers,
+        register_all,
+        use_plugin_bodies,
+    )
+    from tfanet_plugins.operations import PLUGINS
 
 __all__ = [
     "PLUGINS",
     "mark_plugin_nodes",
-    "not_plugin_layers",
+    "missing_plugin_layers",
     "plugin_layers",
     "register_all",
     "use_plugin_bodies",
@@ -22,12 +27,5 @@ __all__ = [
 
 __getattr__ = lazy_attributes(
     __name__,
-    {
-        "PLUGINS": "tfanet_plugins.registry",
-        "mark_plugin_nodes": "tfanet_plugins.nodes",
-        "not_plugin_layers": "tfanet_plugins.nodes",
-        "plugin_layers": "tfanet_plugins.nodes",
-        "register_all": "tfanet_plugins.registry",
-        "use_plugin_bodies": "tfanet_plugins.bodies",
-    },
+    dict.fromkeys(__all__, "tfanet_plugins.attach") | {"PLUGINS": "tfanet_plugins.operations"},
 )

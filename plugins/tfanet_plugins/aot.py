@@ -1,7 +1,7 @@
-"""What a plugin hands TensorRT at build time: a kernel's PTX, its grid, and its scalar arguments.
+"""A plugin's ahead-of-time form: a kernel's PTX, grid and scalar arguments, given to TensorRT at build time.
 
-TensorRT launches one kernel a plugin, with the arguments inputs, scalars, outputs, and no memory besides.
-Grid and scalars are expressions of the inputs' sizes, which TensorRT evaluates at run time; so one kernel
+TensorRT launches one kernel per plugin, with the arguments inputs, scalars, outputs, and without workspace.
+Grid and scalars are expressions of the inputs' sizes that TensorRT evaluates at run time, so one kernel
 serves every batch.
 """
 
@@ -14,8 +14,7 @@ import tensorrt as trt  # pyright: ignore[reportMissingImports]
 import tensorrt.plugin as trtp  # pyright: ignore[reportMissingImports]
 
 from tfanet.errors import UserError, VerificationError
-from tfanet_plugins.ptx import ALIGNMENT, compile_ptx
-from tfanet_plugins.target import chosen_capability
+from tfanet_plugins.ptx import ALIGNMENT, chosen_capability, compile_ptx
 
 if TYPE_CHECKING:
     import triton
@@ -36,10 +35,10 @@ def launch(
     constants: Mapping[str, Any],
     num_warps: int = 4,
 ) -> Launch:
-    """Compile `kernel` for these tensors and describe its launch: what an `aot_impl` returns.
+    """Compile `kernel` for these tensors and return its launch, as an `aot_impl` has to.
 
-    The kernel's parameters without the `constants` must be the inputs, the int32 scalars and the outputs, in
-    this order; else `VerificationError`, as for what `ptx.compile_ptx` refuses.
+    Raises `VerificationError` unless the kernel's parameters without the `constants` are the inputs, the
+    int32 scalars and the outputs, in this order, and for kernels that `ptx.compile_ptx` rejects.
     """
     arguments = [name for name in kernel.arg_names if name not in constants]
     types = [POINTERS[tensor.dtype] for tensor in inputs]
@@ -71,25 +70,25 @@ def launch(
 def _aligned(
     arguments: Sequence[str], inputs: Sequence[trtp.TensorDesc], scalars: Sequence[trtp.ShapeExpr]
 ) -> list[str]:
-    """The arguments that are multiples of `ALIGNMENT` in every run: pointers, and fixed sizes that are."""
-    first, after = len(inputs), len(inputs) + len(scalars)
-    pairs = zip(arguments[first:after], scalars, strict=True)
+    """The arguments that are multiples of `ALIGNMENT` in every run: pointers, and such fixed sizes."""
+    start, end = len(inputs), len(inputs) + len(scalars)
+    pairs = zip(arguments[start:end], scalars, strict=True)
     fixed = [
         name for name, scalar in pairs if scalar.is_constant and scalar.constant_value() % ALIGNMENT == 0
     ]
-    return [*arguments[:first], *fixed, *arguments[after:]]
+    return [*arguments[:start], *fixed, *arguments[end:]]
 
 
 def type_name(tensor: trtp.TensorDesc) -> str:
-    """The tensor's type as `autotune` writes it; `UserError` for a type that no kernel takes."""
+    """The tensor's type as `autotune` spells it; raises `UserError` for a type that no kernel takes."""
     if tensor.dtype not in TYPE_NAMES:
         raise UserError(f"plugins take {' and '.join(TYPE_NAMES.values())}, not {tensor.dtype}")
     return TYPE_NAMES[tensor.dtype]
 
 
 def size(tensor: trtp.TensorDesc, axis: int) -> int:
-    """A size that the kernel is compiled for; `UserError` where the network leaves it open."""
+    """A size that the kernel is compiled for; raises `UserError` if it is dynamic in the network."""
     value = tensor.shape[axis]
     if value < 0:
-        raise UserError(f"axis {axis} of a plugin's input must have a fixed size; only the batch may vary")
+        raise UserError(f"axis {axis} of a plugin's input must have a fixed size; only the batch can vary")
     return value

@@ -1,14 +1,14 @@
-"""The TensorRT plugins that make up `CrossSelectiveScan`; tensors in `tfanet.ops.cross_selective_scan`.
+"""The TensorRT plugins that compute `CrossSelectiveScan`; shapes: `tfanet.ops.cross_selective_scan`.
 
-A plugin is one kernel without workspace, so every kernel of `cross_selective_scan_triton` is a plugin, and
-what it leaves for the next is its output:
+A plugin is one kernel without workspace. So every kernel of `cross_selective_scan_triton` is a plugin, and
+its intermediate results are outputs:
 
     CrossScanChunks (x, p, dt_weight, A, delta_bias) -> decay, end                    [batch, 4, chunks, N, D]
     CrossScanStarts (decay, end) -> start                                             the same
     CrossScanRows (x, p, dt_weight, A, D, delta_bias, start) -> rows                  [batch, H, W, D]
     CrossScanColumns (x, p, dt_weight, A, D, delta_bias, start, rows) -> y            [batch, H, W, D]
 
-All of these results are FP32. `bodies` has the function that joins the four.
+All outputs are FP32. `operations.OPERATIONS` has the function body that connects the four.
 """
 
 # TensorRT reads the annotations below as types, so they must not become strings by a __future__ import.
@@ -40,7 +40,7 @@ CHUNKS, STARTS, ROWS, COLUMNS = (
 
 
 class Block(NamedTuple):
-    """What a program of the kernels over chunks holds."""
+    """Channels and warps of a program of the kernels over chunks."""
 
     channels: int
     num_warps: int
@@ -222,13 +222,13 @@ def _merge(
 
 
 def _combinations(parameters: list[TensorDesc], *, results: int) -> list[AutoTuneCombination]:
-    """x, p and dt_weight in FP16 or FP32 together, `parameters` as the network has them, the rest in FP32."""
+    """x, p, dt_weight all FP16 or all FP32; `parameters` in the network's types; the rest FP32."""
     types = ["FP32|FP16"] * 3 + [type_name(parameter) for parameter in parameters] + ["FP32"] * results
     return [AutoTuneCombination(", ".join(types), "LINEAR", [1, 2])]
 
 
 def _blocks(x: TensorDesc) -> tuple[Block, Block]:
-    """The chunk kernel's own block and the merge kernel's, each the other tactic of the other."""
+    """The default blocks of the chunk kernel and of the merge kernel; each is the other's second tactic."""
     from tfanet.ops.cross_selective_scan_triton import CHUNK_WARPS, MERGE_WARPS, channel_blocks
 
     wide, narrow = channel_blocks(size(x, 3), half=x.dtype == trt.float16)
@@ -236,11 +236,11 @@ def _blocks(x: TensorDesc) -> tuple[Block, Block]:
 
 
 def _constants(x: TensorDesc, p: TensorDesc, dt_weight: TensorDesc, A: TensorDesc) -> dict[str, Any]:
-    """What the kernels over chunks share; `UserError` for a picture that their offsets cannot span."""
+    """Constants of the kernels over chunks; raises `UserError` for a map too large for int32 offsets."""
     from tfanet.ops.cross_selective_scan_triton import MAX_ELEMENTS, constants
 
     height, width, channels = (size(x, axis) for axis in (1, 2, 3))
     if max(height * width * channels, height * width * size(p, 3)) >= MAX_ELEMENTS:
-        raise UserError(f"the 2-D scan's plugins take maps of up to {MAX_ELEMENTS - 1} values a picture")
+        raise UserError(f"the 2-D scan's plugins take maps of up to {MAX_ELEMENTS - 1} values per image")
     half = x.dtype == trt.float16
     return dict(constants(height, width, channels, size(dt_weight, 1), size(A, 1), half=half))

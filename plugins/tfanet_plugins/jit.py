@@ -1,4 +1,4 @@
-"""A plugin's other form: at run time, through Python, the operation as PyTorch knows it."""
+"""A plugin's just-in-time form: TensorRT calls back into Python, which runs the PyTorch operation."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def run(
     outputs: Sequence[trtp.Tensor],
     stream: int,
 ) -> None:
-    """`outputs` = `operation(*inputs)` on the CUDA stream of handle `stream`; inputs are not copied."""
+    """Write `operation(*inputs)` to `outputs` on the CUDA stream of handle `stream`; does not copy inputs."""
     with torch.cuda.stream(torch.cuda.ExternalStream(stream)):
         results = operation(*(_borrow(tensor) for tensor in inputs))
         if isinstance(results, torch.Tensor):

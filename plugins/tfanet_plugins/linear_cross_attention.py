@@ -1,7 +1,8 @@
-"""The TensorRT plugin `tfanet::LinearCrossAttention`; equations in `tfanet.ops.linear_cross_attention`.
+"""The TensorRT plugin `tfanet::LinearCrossAttention`; equations: `tfanet.ops.linear_cross_attention`.
 
-One kernel forms K^T V and attends, in every program of a batch item's head. Where many keys meet few queries,
-a kernel for partial sums would spread them over more programs; but a plugin is one launch, without workspace.
+One kernel computes K^T V and the attention; every program of a batch item's head repeats K^T V. For many keys
+and few queries a second kernel for partial sums would use more programs, but a plugin is one launch without
+workspace.
 """
 
 # TensorRT reads the annotations below as types, so they must not become strings by a __future__ import.
@@ -29,7 +30,7 @@ ID = "tfanet::LinearCrossAttention"
 
 
 class Block(NamedTuple):
-    """Positions that a program holds at a time."""
+    """Positions that a program processes at a time."""
 
     queries: int
     keys: int
@@ -45,7 +46,7 @@ def describe(q: TensorDesc, k: TensorDesc, v: TensorDesc, gamma: TensorDesc) -> 
 def combinations(
     q: TensorDesc, k: TensorDesc, v: TensorDesc, gamma: TensorDesc, outputs: tuple[TensorDesc]
 ) -> list[AutoTuneCombination]:
-    """Activations in FP16 or FP32 together, gamma as the network has it."""
+    """All activations FP16 or all FP32; gamma in the network's type."""
     scale, blocks = type_name(gamma), _blocks(q)
     tactics = {"FP32": [1], "FP16": list(blocks)}
     return [
@@ -79,9 +80,9 @@ def embed(
 
 
 def _blocks(q: TensorDesc) -> dict[int, Block]:
-    """Tactic -> block: the kernel's own, then one for few queries and many keys, both smaller for wide heads.
+    """Tactic -> block: the kernel's default, then one for few queries and many keys; smaller for wide heads.
 
-    Keys and values in FP32 would fill more than a plugin's shared memory with the second.
+    The second is for FP16 only: in FP32 its keys and values exceed a plugin's shared memory.
     """
     from tfanet.ops.linear_cross_attention_triton import BLOCK, padded
 

@@ -1,4 +1,4 @@
-"""The TensorRT plugin `tfanet::SelectiveScan`; tensors and equation in `tfanet.ops.selective_scan`."""
+"""The TensorRT plugin `tfanet::SelectiveScan`; shapes and equation: `tfanet.ops.selective_scan`."""
 
 # TensorRT reads the annotations below as types, so they must not become strings by a __future__ import.
 
@@ -38,7 +38,7 @@ def combinations(
     u: TensorDesc, delta: TensorDesc, A: TensorDesc, B: TensorDesc, C: TensorDesc, D: TensorDesc,
     delta_bias: TensorDesc, outputs: tuple[TensorDesc],
 ) -> list[AutoTuneCombination]:  # fmt: skip
-    """Activations in FP16 or FP32 together; parameters as the network has them; y in FP32."""
+    """All activations FP16 or all FP32; parameters in the network's types; y FP32."""
     x = "FP32|FP16"
     a, d, bias = (type_name(parameter) for parameter in (A, D, delta_bias))
     return [AutoTuneCombination(", ".join([x, x, a, x, x, d, bias, "FP32"]), "LINEAR", _tiles(u, B))]
@@ -85,7 +85,7 @@ def embed(
 
 
 def _tiles(u: TensorDesc, B: TensorDesc) -> dict:
-    """Tactic -> tile: the kernel's own, then twice and half its channels with as much work a thread."""
+    """Tactic -> tile: the kernel's default, then twice and half its channels, with equal work per thread."""
     from tfanet.ops.selective_scan_triton import forward_tile
 
     tile = forward_tile(size(u, 2), size(u, 1) // size(B, 1))

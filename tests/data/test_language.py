@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from tfanet.data.language import Description, referents
+from tfanet.data.preprocess import tokenize
 from tfanet.data.scene import COLOURS, LEVELS, SHAPES, SIZES, Kind, Scene, Thing
 from tfanet.data.shapes import Sample, make_sample
-from tfanet.data.transforms import tokenize
 
 PICTURES = 250
 SYNONYMS = {"little": "small", "tiny": "small", "big": "large"}

@@ -10,16 +10,11 @@ from PIL import Image
 from torch.nn.functional import interpolate
 from torch.utils.data import DataLoader
 
+from tfanet.data.images import open_image
+from tfanet.data.preprocess import logits_to_size, resize_image, resize_mask, tokenize
 from tfanet.data.refer import ReferDataset
 from tfanet.data.shapes import write_shapes
-from tfanet.data.transforms import (
-    TrainingPairs,
-    logits_to_size,
-    open_image,
-    resize_image,
-    resize_mask,
-    tokenize,
-)
+from tfanet.data.transforms import TrainingPairs
 from tfanet.errors import UserError
 
 SOT, EOT = 49406, 49407

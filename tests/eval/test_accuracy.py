@@ -134,7 +134,7 @@ def test_latency_is_the_median_and_a_percentile():
 @pytest.fixture
 def sentence_reader():
     """Marks as many rows as the number in `box k`, whatever the picture: reads and does not look."""
-    from tfanet.data.transforms import tokenize
+    from tfanet.data.preprocess import tokenize
 
     rows = {bytes(tokens): k + 1 for k, tokens in enumerate(tokenize([f"box {k}" for k in range(10)], 17))}
 

@@ -11,8 +11,8 @@ from PIL import Image, ImageChops
 
 import tfanet
 from tfanet.config import VARIANTS
+from tfanet.data.preprocess import tokenize
 from tfanet.data.shapes import render_pair
-from tfanet.data.transforms import tokenize
 from tfanet.errors import UserError
 from tfanet.layers import resize
 from tfanet.visualize import PAPER

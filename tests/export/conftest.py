@@ -1,4 +1,4 @@
-"""A small engine to serve."""
+"""Fixture of a small engine to serve."""
 
 from __future__ import annotations
 

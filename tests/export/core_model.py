@@ -1,4 +1,4 @@
-"""The core model for a server without ONNX Runtime's backend: the same file, run by the Python backend."""
+"""The core model for a server without ONNX Runtime's backend: runs the same file in the Python backend."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ class TritonPythonModel:
         self.session = onnxruntime.InferenceSession(str(HERE / "model.onnx"), options)
 
     def execute(self, requests):
-        """Compute all requests as one batch, and note its size in `batches.txt`."""
+        """Compute all requests as one batch, and append its size to `batches.txt`."""
         with (HERE / "batches.txt").open("a") as file:
             file.write(f"{len(requests)}\n")
         feed = {

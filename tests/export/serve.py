@@ -1,7 +1,7 @@
-"""Triton's Python backend, played for the client model: `serve.py REPOSITORY < requests > answers`.
+"""A fake of Triton's Python backend for the client model: `serve.py REPOSITORY < requests > responses`.
 
-It runs alone with the packages that a server is told to install: others cannot be imported. The core model is
-run by ONNX Runtime, or fails as a request says. Requests and answers are pickled lists of dictionaries.
+Only the packages that a server has to install can be imported. The core model is run by ONNX Runtime, or
+fails as the request asks. Requests and responses are pickled lists of dictionaries.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ ABSENT = ("torch", "torchvision", "open_clip", "onnx", "typer", "rich", "safeten
 
 
 class Absent(importlib.abc.MetaPathFinder):
-    """Makes packages that the server need not have impossible to import."""
+    """Makes the import of packages fail that a server does not need."""
 
     def find_spec(self, fullname: str, path: Any, target: Any = None) -> None:
         if fullname.split(".")[0] in ABSENT:
@@ -75,7 +75,7 @@ class PreferredMemory:
 
 
 class ClientRequest:
-    """What a client sent."""
+    """A client's request."""
 
     def __init__(self, inputs: dict[str, np.ndarray], outputs: list[str]) -> None:
         self._inputs = {name: Tensor(name, values) for name, values in inputs.items()}
@@ -89,7 +89,7 @@ class ClientRequest:
 
 
 class Core:
-    """The core model, which answers as `mode` says: `works`, `fails` or `nan`."""
+    """A fake of the core model; `mode` is `works`, `fails` or `nan`."""
 
     mode = "works"
 
@@ -101,7 +101,7 @@ class Core:
             str(folder / "1" / "model.onnx"), options, ["CPUExecutionProvider"]
         )
 
-    def answer(self, outputs: list[str], inputs: list[Tensor]) -> InferenceResponse:
+    def respond(self, outputs: list[str], inputs: list[Tensor]) -> InferenceResponse:
         if self.mode == "fails":
             return InferenceResponse(error=TritonError("out of memory"))
         values = self._session.run(outputs, {tensor.name(): tensor.as_numpy() for tensor in inputs})
@@ -110,8 +110,8 @@ class Core:
         return InferenceResponse([Tensor(*pair) for pair in zip(outputs, values, strict=True)])
 
 
-def stand_in(core: Core) -> types.ModuleType:
-    """The module `triton_python_backend_utils`, as far as the model uses it."""
+def fake_backend_utils(core: Core) -> types.ModuleType:
+    """A fake of the module `triton_python_backend_utils` with what the model uses."""
 
     class InferenceRequest:
         def __init__(
@@ -126,7 +126,7 @@ def stand_in(core: Core) -> types.ModuleType:
             self._outputs, self._inputs = requested_output_names, inputs
 
         def exec(self) -> InferenceResponse:
-            return core.answer(self._outputs, self._inputs)
+            return core.respond(self._outputs, self._inputs)
 
     def get_output_tensor_by_name(response: InferenceResponse, name: str) -> Tensor | None:
         return next((tensor for tensor in response.output_tensors() if tensor.name() == name), None)
@@ -144,7 +144,7 @@ def load(repository: Path) -> tuple[Any, Core]:
     """The client model, initialized, and the core model that it calls."""
     (client,) = (path for path in repository.iterdir() if not path.name.endswith("_core"))
     core = Core(repository / f"{client.name}_core")
-    sys.modules["triton_python_backend_utils"] = stand_in(core)
+    sys.modules["triton_python_backend_utils"] = fake_backend_utils(core)
     file = client / "1" / "model.py"
     spec = importlib.util.spec_from_file_location("model", file)
     assert spec is not None
@@ -152,7 +152,7 @@ def load(repository: Path) -> tuple[Any, Core]:
     module = importlib.util.module_from_spec(spec)
     sys.meta_path.insert(0, Absent())
     spec.loader.exec_module(module)
-    for name in ("tfanet", "tfanet.data.images", "tfanet.data.tokens"):
+    for name in ("tfanet", "tfanet.data.images", "tfanet.data.preprocess", "tfanet.data.tokens"):
         assert Path(sys.modules[name].__file__ or "").is_relative_to(file.parent), name
     text = (client / "config.pbtxt").read_text(encoding="utf-8")
     pairs = re.findall(r'parameters \{ key: "(\w+)" value \{ string_value: "([^"]*)" \} \}', text)
@@ -164,20 +164,20 @@ def load(repository: Path) -> tuple[Any, Core]:
 
 def main() -> None:
     requests = pickle.load(sys.stdin.buffer)
-    answers = []
+    responses = []
     with contextlib.redirect_stdout(sys.stderr):
         model, core = load(Path(sys.argv[1]))
         for request in requests:
             core.mode = request.get("core", "works")
             (response,) = model.execute([ClientRequest(request["inputs"], request["outputs"])])
             error = response.error()
-            answers.append(
+            responses.append(
                 {
                     "outputs": {tensor.name(): tensor.as_numpy() for tensor in response.output_tensors()},
                     "error": error and (error.message(), error.code()),
                 }
             )
-    pickle.dump(answers, sys.stdout.buffer)
+    pickle.dump(responses, sys.stdout.buffer)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Preset `base` from checkpoint to ONNX Runtime and to a plan, on photographs, as the commands do it."""
+"""Preset `base` from checkpoint to ONNX Runtime and to a plan with the commands, on photographs."""
 
 from __future__ import annotations
 
@@ -13,23 +13,26 @@ from PIL import Image
 
 import tfanet
 from tfanet.checkpoint import save_model
-from tfanet.data.transforms import resize_image, tokenize
+from tfanet.data.preprocess import resize_image, tokenize
 from tfanet_engines import Sidecar, open_engine
 
 pytestmark = pytest.mark.slow
 PHOTOS = Path(__file__).parent.parent / "photos"
-SENTENCES = {"grace_hopper.jpg": "woman in uniform", "grace_hopper_flag.jpg": "the striped flag on the left"}
-LIMIT_GB, LIMIT_SECONDS = 12, 300
+EXPRESSIONS = {
+    "grace_hopper.jpg": "woman in uniform",
+    "grace_hopper_flag.jpg": "the striped flag on the left",
+}
+MAX_GB, MAX_SECONDS = 12, 300
 
 
 def inputs(config) -> tuple[np.ndarray, np.ndarray]:
-    images = [resize_image(Image.open(PHOTOS / name), config.image_size) for name in SENTENCES]
-    return np.stack(images), tokenize(list(SENTENCES.values()), config.token_length)
+    images = [resize_image(Image.open(PHOTOS / name), config.image_size) for name in EXPRESSIONS]
+    return np.stack(images), tokenize(list(EXPRESSIONS.values()), config.token_length)
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory) -> Path:
-    """A checkpoint of `base`: random weights, and a score layer that spreads the logits as training does."""
+    """A checkpoint of `base`: random weights, and logits scaled to the range of trained ones."""
     torch.manual_seed(0)
     model = tfanet.build_model("base").eval()
     images, tokens = (torch.from_numpy(x) for x in inputs(model.config))
@@ -55,16 +58,16 @@ def test_onnx_runtime_equals_pytorch_on_photographs(base, tmp_path):
             [reference.infer(i[None], t[None]) for i, t in zip(images, tokens, strict=True)]
         )
     with open_engine(tmp_path / "base.onnx") as engine:
-        found = np.concatenate([engine.infer(i[None], t[None]) for i, t in zip(images, tokens, strict=True)])
+        actual = np.concatenate([engine.infer(i[None], t[None]) for i, t in zip(images, tokens, strict=True)])
     assert expected.std() > 1
-    assert np.abs(found - expected).max() <= 1e-3
+    assert np.abs(actual - expected).max() <= 1e-3
 
 
-def test_a_plan_for_the_rtx_4090_within_time_and_memory(base, tmp_path):
+def test_rtx_4090_plan_stays_within_time_and_memory(base, tmp_path):
     export("trt", "--fp16", "-c", base, "-o", tmp_path / "base.plan", "--pairs", 1)
     plan, network = (Sidecar.read(tmp_path / name) for name in ("base.plan", "base.plan.onnx"))
     assert plan.compute_capabilities == ["8.9"]
     assert plan.precision == "fp16"
     assert plan.proof["half_weight_share"] > 0.99
-    assert plan.cost["seconds"] + network.cost["seconds"] <= LIMIT_SECONDS
-    assert plan.cost["peak_memory_bytes"] <= LIMIT_GB * 1e9
+    assert plan.cost["seconds"] + network.cost["seconds"] <= MAX_SECONDS
+    assert plan.cost["peak_memory_bytes"] <= MAX_GB * 1e9

@@ -1,4 +1,4 @@
-"""The ONNX function bodies, in ONNX Runtime against float64 loops and in TensorRT-RTX's builder."""
+"""The ONNX function bodies: in ONNX Runtime against float64 loops, and in TensorRT-RTX's builder."""
 
 from __future__ import annotations
 
@@ -8,15 +8,9 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
-from tfanet_export.functions import (
-    DOMAIN,
-    DOMAIN_VERSION,
-    OPSET,
-    function_protos,
-    op_schemas,
-    register_schemas,
-)
+from tfanet_export.functions import function_protos, register_schemas
 from tfanet_export.scan_bodies_gpu import row_length
+from tfanet_plugins.operations import DOMAIN, DOMAIN_VERSION, OPERATIONS, OPSET
 
 LONGEST = 16_384
 
@@ -79,22 +73,22 @@ SYMBOLS = {
     "x": ("b", "H", "W", "C"), "p": ("b", "H", "W", "P"), "dt_weight": ("K", "R"),
     "q": ("b", "h", "d", "M"), "k": ("b", "h", "d", "N"), "v": ("b", "h", "d", "N"), "gamma": ("h",),
 }  # fmt: skip
-WIDE = {"A", "D", "delta_bias", "gamma"}
+FP32_INPUTS = {"A", "D", "delta_bias", "gamma"}
 
 
 def one_node(op, names, half=False, target="cpu", static=None, states=1, longest=LONGEST):
-    """A model of one node; sizes are symbolic, past axis 0 those of `static` (name -> array) if given."""
-    small = TensorProto.FLOAT16 if half else TensorProto.FLOAT
+    """A model of one node; sizes are symbolic, or past axis 0 those of the arrays in `static`."""
+    dtype = TensorProto.FLOAT16 if half else TensorProto.FLOAT
 
     def info(name):
         shape = SYMBOLS[name]
         if static is not None:
             sizes = static[name].shape
             shape = [s if s == "b" else size for s, size in zip(shape, sizes, strict=True)]
-        return helper.make_tensor_value_info(name, TensorProto.FLOAT if name in WIDE else small, shape)
+        return helper.make_tensor_value_info(name, TensorProto.FLOAT if name in FP32_INPUTS else dtype, shape)
 
     inputs = [info(name) for name in names]
-    result_type = TensorProto.FLOAT if "Scan" in op else small
+    result_type = TensorProto.FLOAT if "Scan" in op else dtype
     output = helper.make_tensor_value_info("result", result_type, [None] * len(SYMBOLS[names[0]]))
     node = helper.make_node(op, list(names), ["result"], name="op", domain=DOMAIN)
     graph = helper.make_graph([node], "one_node", inputs, [output])
@@ -117,7 +111,9 @@ def session(model):
 
 
 def cast(values, half=False):
-    return {n: x.astype(np.float16 if half and n not in WIDE else np.float32) for n, x in values.items()}
+    return {
+        n: x.astype(np.float16 if half and n not in FP32_INPUTS else np.float32) for n, x in values.items()
+    }
 
 
 @pytest.fixture(scope="module", params=TARGETS)
@@ -129,7 +125,7 @@ def scan_session(request):
 
 
 @pytest.mark.parametrize(("batch", "groups", "channels", "states", "length", "delta_range"), SCAN_CASES)
-def test_scan_is_the_loop(scan_session, batch, groups, channels, states, length, delta_range):
+def test_scan_equals_the_loop(scan_session, batch, groups, channels, states, length, delta_range):
     values = cast(scan_inputs(batch, groups, channels, states, length, delta_range))
     expected = scan_loop(**values)
     (y,) = scan_session(states).run(None, values)
@@ -138,17 +134,17 @@ def test_scan_is_the_loop(scan_session, batch, groups, channels, states, length,
 
 
 @pytest.mark.parametrize("shift", [-25, -17, -12, 15])
-def test_scan_keeps_its_digits_wherever_delta_lies(scan_session, shift):
+def test_scan_is_precise_for_any_delta(scan_session, shift):
     values = cast(scan_inputs(1, 2, 2, 1, 63))
     values["delta"] += np.float32(shift)
-    values["D"] *= 0  # the skip would hide a small scan
+    values["D"] *= 0  # the skip term would mask a small scan
     expected = scan_loop(**values)
-    found = scan_session(1).run(None, values)[0]
-    assert np.abs(found - expected).max() <= 2e-5 * np.abs(expected).max()
+    y = scan_session(1).run(None, values)[0]
+    assert np.abs(y - expected).max() <= 2e-5 * np.abs(expected).max()
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_scan_of_halves_keeps_its_state_in_float32(target):
+def test_fp16_scan_keeps_its_state_in_float32(target):
     values = cast(scan_inputs(2, 2, 3, 2, 300), half=True)
     values["delta"] = (values["delta"] - 5).astype(np.float16)
     values["A"] *= 1e-3
@@ -160,7 +156,7 @@ def test_scan_of_halves_keeps_its_state_in_float32(target):
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_scans_of_several_sizes_share_one_graph(target):
+def test_scans_of_several_sizes_in_one_graph(target):
     sizes = [(4, 3, 1, 100), (4, 2, 1, 225), (2, 3, 4, 63), (4, 3, 1, 100)]
     nodes, inputs, values, before = [], [], {}, None
     for i, size in enumerate(sizes):
@@ -197,17 +193,17 @@ def test_scans_of_several_sizes_share_one_graph(target):
 @pytest.mark.parametrize(
     ("longest", "row"), [(1, 2), (4, 2), (5, 4), (576, 32), (14400, 128), (16384, 128), (57600, 256)]
 )
-def test_rows_of_the_gpu_body_hold_the_longest_scan(longest, row):
+def test_row_length_of_the_gpu_body_fits_the_longest_scan(longest, row):
     assert row_length(longest) == row
 
 
-def test_the_gpu_body_of_another_length():
+def test_gpu_body_of_another_length():
     values = cast(scan_inputs(1, 2, 2, 2, 1000))
     model = one_node("SelectiveScan", list(values), target="gpu", states=2, longest=1000)
     np.testing.assert_allclose(session(model).run(None, values)[0], scan_loop(**values), rtol=1e-4, atol=1e-4)
 
 
-def test_a_sequence_too_long_for_the_gpu_body_is_refused():
+def test_gpu_body_fails_on_a_longer_sequence():
     values = cast(scan_inputs(1, 1, 1, 1, LONGEST + 1))
     with pytest.raises(onnxruntime.capi.onnxruntime_pybind11_state.Fail, match="128 by 129"):
         session(one_node("SelectiveScan", list(values), target="gpu")).run(None, values)
@@ -219,7 +215,7 @@ def test_a_sequence_too_long_for_the_gpu_body_is_refused():
     [(1, 1, 1, 1, 1), (2, 3, 4, 17, 63), (1, 2, 16, 225, 17)],
     ids=["smallest", "image-to-text", "text-to-image"],
 )
-def test_attention_is_the_loop(batch, heads, width, queries, keys, half):
+def test_attention_equals_the_loop(batch, heads, width, queries, keys, half):
     rng = np.random.default_rng(3)
     values = cast({
         "q": rng.standard_normal((batch, heads, width, queries)),
@@ -267,8 +263,8 @@ def cross_loop(x, p, dt_weight, A, D, delta_bias):
     y = np.zeros(x.shape)
     for k, order in enumerate((rows, columns, rows[::-1], columns[::-1])):
         i, j = np.array(order).T
-        own = p[:, i, j, k * (rank + 2 * states) : (k + 1) * (rank + 2 * states)].astype(np.float64)
-        dt, B, C = np.split(own, [rank, rank + states], axis=-1)
+        p_k = p[:, i, j, k * (rank + 2 * states) : (k + 1) * (rank + 2 * states)].astype(np.float64)
+        dt, B, C = np.split(p_k, [rank, rank + states], axis=-1)
         part = slice(k * channels, (k + 1) * channels)
         delta = dt @ dt_weight[part].T.astype(np.float64)
         y[:, i, j] += scan_loop(
@@ -282,7 +278,7 @@ def cross_loop(x, p, dt_weight, A, D, delta_bias):
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("half", [False, True], ids=["float32", "float16"])
 @pytest.mark.parametrize(("batch", "height", "width", "channels", "rank", "states", "shift"), CROSS_CASES)
-def test_cross_scan_is_four_loops(batch, height, width, channels, rank, states, shift, half, target):
+def test_cross_scan_equals_four_loops(batch, height, width, channels, rank, states, shift, half, target):
     values = cast(cross_inputs(batch, height, width, channels, rank, states, shift), half)
     expected = cross_loop(**values)
     model = one_node("CrossSelectiveScan", list(values), half, target, states=states)
@@ -291,7 +287,7 @@ def test_cross_scan_is_four_loops(batch, height, width, channels, rank, states, 
     np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5 * max(1.0, np.abs(expected).max()))
 
 
-def test_attention_of_halves_sums_beyond_the_range_of_float16():
+def test_fp16_attention_sums_beyond_the_range_of_float16():
     values = cast({name: np.full((1, 1, 2, 400), 20.0) for name in "qkv"} | {"gamma": np.ones(1)}, half=True)
     (out,) = session(one_node("LinearCrossAttention", list(values), half=True)).run(None, values)
     np.testing.assert_allclose(out, attention_loop(**values), rtol=1e-3)
@@ -345,7 +341,7 @@ def rtx_plan_size(model):
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_bodies_keep_within_their_limits(target):
+def test_bodies_have_no_loop_and_a_limited_number_of_nodes(target):
     for function in function_protos(target, states=1, longest=LONGEST):
         kinds = [node.op_type for node in function.node]
         scans = {"SelectiveScan": 5, "CrossSelectiveScan": 20}.get(function.name, 0)
@@ -354,18 +350,18 @@ def test_bodies_keep_within_their_limits(target):
         assert len(kinds) < 400
 
 
-def test_schemas_describe_the_functions():
+def test_schemas_match_the_functions():
     register_schemas()
     register_schemas()
     functions = {f.name: f for f in function_protos("cpu", states=1, longest=LONGEST)}
-    for schema in op_schemas():
-        known = onnx.defs.get_schema(schema.name, DOMAIN_VERSION, DOMAIN)
-        assert [p.name for p in known.inputs] == list(functions[schema.name].input)
-        assert [p.name for p in known.outputs] == list(functions[schema.name].output)
+    for name in (operation.onnx_type for operation in OPERATIONS):
+        schema = onnx.defs.get_schema(name, DOMAIN_VERSION, DOMAIN)
+        assert [p.name for p in schema.inputs] == list(functions[name].input)
+        assert [p.name for p in schema.outputs] == list(functions[name].output)
         # TensorRT finds functions by op type alone, so a standard op's name would silently become that op.
-        assert not onnx.defs.has(schema.name)
+        assert not onnx.defs.has(name)
 
 
-def test_unknown_target_is_refused():
+def test_unknown_target_is_rejected():
     with pytest.raises(ValueError, match="cpu, gpu"):
         function_protos("tpu", states=1, longest=LONGEST)

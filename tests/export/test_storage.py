@@ -1,4 +1,4 @@
-"""ONNX files whose weights lie in a file of their own, shown on a small model by lowering the limit."""
+"""ONNX files with external weights, on a small model with a lowered size limit."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ def small_limit(monkeypatch):
     monkeypatch.setattr(storage, "SINGLE_FILE_BYTES", 1_000_000)
 
 
-def test_weights_beyond_the_limit_lie_beside_the_file(small_limit, exported, random_model, tmp_path):
-    whole = exported["fp32"].path
-    out = retarget(whole, tmp_path / "big.onnx", "cpu")
+def test_weights_above_the_limit_are_external(small_limit, exported, random_model, tmp_path):
+    single = exported["fp32"].path
+    out = retarget(single, tmp_path / "big.onnx", "cpu")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["big.onnx", "big.onnx.data", "big.onnx.json"]
-    assert out.stat().st_size < 3_000_000 < whole.stat().st_size
-    assert file_bytes(out) == pytest.approx(whole.stat().st_size, rel=0.05)
+    assert out.stat().st_size < 3_000_000 < single.stat().st_size
+    assert file_bytes(out) == pytest.approx(single.stat().st_size, rel=0.05)
     images, tokens, _ = verification_pairs(random_model, 2)
-    with open_engine(whole) as expected, open_engine(out) as actual:
+    with open_engine(single) as expected, open_engine(out) as actual:
         np.testing.assert_array_equal(actual.infer(images, tokens), expected.infer(images, tokens))
 
 
-def test_altered_weights_are_noticed(small_limit, exported, tmp_path):
+def test_altered_external_weights_are_rejected(small_limit, exported, tmp_path):
     out = retarget(exported["fp32"].path, tmp_path / "big.onnx", "cpu")
     weights = tmp_path / "big.onnx.data"
     content = bytearray(weights.read_bytes())
@@ -43,7 +43,7 @@ def test_altered_weights_are_noticed(small_limit, exported, tmp_path):
         Sidecar.read(out).check_file(out)
 
 
-def test_a_file_that_needs_none_leaves_no_old_weights(small_limit, exported, tmp_path, monkeypatch):
+def test_file_without_external_weights_removes_old_ones(small_limit, exported, tmp_path, monkeypatch):
     retarget(exported["fp32"].path, tmp_path / "model.onnx", "cpu")
     monkeypatch.undo()
     out = retarget(exported["fp32"].path, tmp_path / "model.onnx", "cpu")
@@ -51,7 +51,7 @@ def test_a_file_that_needs_none_leaves_no_old_weights(small_limit, exported, tmp
     Sidecar.read(out).check_file(out)
 
 
-def test_a_failed_verification_leaves_nothing(small_limit, exported, tmp_path):
+def test_failed_verification_leaves_nothing(small_limit, exported, tmp_path):
     final = tmp_path / "model.onnx"
     proto = onnx.load(exported["fp32"].path)
 
@@ -65,15 +65,15 @@ def test_a_failed_verification_leaves_nothing(small_limit, exported, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_failed_check_leaves_nothing(small_limit, exported, tmp_path):
+def test_failed_check_leaves_nothing(small_limit, exported, tmp_path):
     proto = onnx.load(exported["fp32"].path)
-    del proto.functions[:]  # its nodes now mean nothing
+    del proto.functions[:]  # the nodes have no function body any more
     proto.graph.node[0].input[0] = "nowhere"
     with pytest.raises(onnx.checker.ValidationError):
         save_onnx(proto, tmp_path / "broken.onnx")
     assert not (tmp_path / "broken.onnx.data").exists()
 
 
-def test_weight_bytes_are_those_of_the_initializers(exported):
+def test_weight_bytes_equal_the_initializers(exported):
     proto = onnx.load(exported["fp16"].path)
     assert weight_bytes(proto) == sum(len(tensor.raw_data) for tensor in proto.graph.initializer)

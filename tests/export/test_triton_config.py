@@ -1,4 +1,4 @@
-"""The configurations of a model repository, read by the schema that Triton's own client ships."""
+"""The configurations of a model repository, parsed with the protobuf schema of Triton's client."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fetched import Unavailable, fetch
 from google.protobuf import text_format
 from small_engines import CONFIG, write_plan
 
-from tfanet.data.transforms import tokenize
+from tfanet.data.preprocess import tokenize
 from tfanet_export.triton_server.repository import write_repository
 
 CLIENT = "tritonclient==2.73.0"
@@ -19,7 +19,7 @@ CLIENT = "tritonclient==2.73.0"
 
 @pytest.fixture(scope="module")
 def schema(pytestconfig: pytest.Config):
-    """The module `model_config_pb2` of `tritonclient`; imported by itself, for the package wants gRPC."""
+    """The module `model_config_pb2` of `tritonclient`; imported alone, because the package needs gRPC."""
     try:
         folder = fetch(pytestconfig.cache.mkdir("triton") / CLIENT, [CLIENT])
     except Unavailable as error:
@@ -50,7 +50,7 @@ def tensors(schema, entries):
     return {entry.name: (schema.DataType.Name(entry.data_type), [*entry.dims]) for entry in entries}
 
 
-def test_the_core_model_has_the_deployed_signature(schema, read, small_engine):
+def test_core_model_has_the_deployed_signature(schema, read, small_engine):
     _, core = read([small_engine])
     assert (core.backend, core.max_batch_size) == ("onnxruntime", 8)
     inputs = {"image": ("TYPE_UINT8", [32, 32, 3]), "tokens": ("TYPE_INT64", [5])}
@@ -65,7 +65,7 @@ def test_the_core_model_has_the_deployed_signature(schema, read, small_engine):
     assert not core.cc_model_filenames
 
 
-def test_the_core_model_is_warmed_up_with_real_tokens_at_both_ends_of_its_batches(
+def test_core_model_warms_up_with_valid_tokens_at_its_smallest_and_largest_batch(
     schema, read, small_engine, tmp_path
 ):
     _, core = read([small_engine])
@@ -97,16 +97,16 @@ def test_plans_are_chosen_by_compute_capability(schema, read, tmp_path):
     assert [group.count for group in client.instance_group] == [4]
 
 
-@pytest.mark.parametrize(("max_batch", "scheduler", "callers"), [(1, None, 2), (64, "dynamic_batching", 8)])
-def test_batches_follow_max_batch(read, small_engine, max_batch, scheduler, callers):
+@pytest.mark.parametrize(("max_batch", "scheduler", "instances"), [(1, None, 2), (64, "dynamic_batching", 8)])
+def test_batches_follow_max_batch(read, small_engine, max_batch, scheduler, instances):
     client, core = read([small_engine], max_batch=max_batch)
     assert core.max_batch_size == max_batch
     assert core.WhichOneof("scheduling_choice") == scheduler
     assert [warmup.batch_size for warmup in core.model_warmup] == [*dict.fromkeys((1, max_batch))]
-    assert [group.count for group in client.instance_group] == [callers]
+    assert [group.count for group in client.instance_group] == [instances]
 
 
-def test_the_client_model_takes_pictures_of_any_size(schema, read, small_engine):
+def test_client_model_takes_images_of_any_size(schema, read, small_engine):
     client, core = read([small_engine], name="finder")
     assert (client.backend, client.max_batch_size) == ("python", 0)
     assert tensors(schema, client.input) == {

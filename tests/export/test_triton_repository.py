@@ -1,4 +1,4 @@
-"""`tfanet-export triton`: what it writes and says, whole or not at all, and how it refuses."""
+"""`tfanet-export triton`: the files and messages it writes, atomically, and its errors."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ def files_of(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
-def test_the_command_writes_a_whole_repository_and_says_what_comes_next(command, small_engine, tmp_path):
+def test_command_writes_a_complete_repository_and_prints_the_next_step(command, small_engine, tmp_path):
     out = tmp_path / "models"
-    code, said, _ = command("triton", out, "--engine", small_engine, "--name", "finder")
+    code, output, _ = command("triton", out, "--engine", small_engine, "--name", "finder")
     assert code == 0
     assert files_of(out) == [
         "finder/1/bpe_simple_vocab_16e6.txt.gz",
@@ -54,47 +54,48 @@ def test_the_command_writes_a_whole_repository_and_says_what_comes_next(command,
     core = out / "finder_core" / "1"
     assert sha256(core / "model.onnx") == sha256(small_engine)
     assert json.loads((core / "model.onnx.json").read_text())["file_sha256"] == sha256(core / "model.onnx")
-    assert "clients call finder; finder_core computes, fp16, backend onnxruntime, batches of up to 8" in said
-    assert 'pip install "numpy<2" pillow ftfy regex' in said
-    assert f"next: tritonserver --model-repository={out}" in said
+    summary = "clients call finder; finder_core computes, fp16, backend onnxruntime, batches of up to 8"
+    assert summary in output
+    assert 'pip install "numpy<2" pillow ftfy regex' in output
+    assert f"next: tritonserver --model-repository={out}" in output
     assert out.stat().st_mode & 0o777 == 0o755
 
 
-def test_a_plan_names_the_tensorrt_that_the_server_must_have(command, tmp_path):
+def test_plan_reports_the_required_tensorrt_version(command, tmp_path):
     plan = write_plan(tmp_path / "a.plan", "8.9")
-    code, said, _ = command("triton", tmp_path / "models", "--engine", plan)
+    code, output, _ = command("triton", tmp_path / "models", "--engine", plan)
     assert code == 0
-    assert "the server's TensorRT must be 10.13.3.9" in said
+    assert "the server's TensorRT must be 10.13.3.9" in output
     note = (tmp_path / "models" / "tfanet_core" / "config.pbtxt").read_text().splitlines()[0]
     assert note.startswith("# Written by tfanet ")
     assert note.endswith("from a.plan: fp16, weights abababababab, tensorrt 10.13.3.9.")
 
 
-def test_external_weights_keep_the_name_that_the_file_calls_them(small_engine, tmp_path):
+def test_external_weights_keep_the_name_that_the_file_refers_to(small_engine, tmp_path):
     external_data_path(small_engine).write_bytes(b"weights")
     describe(small_engine, kind="onnx", builder="torch.onnx", builder_version="2.14")
     written = write_repository(tmp_path / "models", [small_engine])
     copied = written.path / "tfanet_core" / "1" / external_data_path(small_engine).name
     assert copied.read_bytes() == b"weights"
-    external_data_path(small_engine).write_bytes(b"others!")
-    refused(tmp_path / "other", [small_engine], "truncated or altered")
+    external_data_path(small_engine).write_bytes(b"altered")
+    assert_rejected(tmp_path / "other", [small_engine], "truncated or altered")
 
 
-def test_the_vocabulary_is_found_without_pytorch(monkeypatch):
+def test_vocabulary_is_found_without_pytorch(monkeypatch):
     assert module._vocabulary().stat().st_size > 1_000_000
     monkeypatch.setattr(module, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install open_clip_torch"):
         module._vocabulary()
 
 
-def refused(out, engines, match, **options):
+def assert_rejected(out, engines, match, **options):
+    """Check that writing raises a one-line `UserError` that matches."""
     with pytest.raises(UserError, match=match) as raised:
         write_repository(out, engines, **options)
     assert "\n" not in str(raised.value)
-    return raised
 
 
-def test_what_cannot_be_served_is_refused(small_engine, tmp_path):
+def test_unservable_engines_are_rejected(small_engine, tmp_path):
     out = tmp_path / "models"
     plain = tmp_path / "plain.onnx"
     plain.write_bytes(small_engine.read_bytes())
@@ -114,65 +115,69 @@ def test_what_cannot_be_served_is_refused(small_engine, tmp_path):
         ([plain], r"plain\.onnx\.json is missing", {}),
         ([altered], "truncated or altered", {}),
         ([swapped], "of kind onnx; make it again", {}),
-        ([small_engine, plan], "alone, or plans only", {}),
-        ([plan, small_engine], "another kind than", {}),
-        ([ranged], r"is for compute capabilities 8\.0\+, and Triton chooses a plan by a single one", {}),
-        ([plan, same], "both for compute capability 8.9; give one plan a GPU", {}),
-        ([plan, other_config], "another config than .*serve them as two models", {}),
+        ([small_engine, plan], "give one ONNX file alone .*, or plans only", {}),
+        ([plan, small_engine], "differ in their kind", {}),
+        ([ranged], r"is for compute capabilities 8\.0\+; build one plan per GPU", {}),
+        ([plan, same], "both for compute capability 8.9; give one per GPU", {}),
+        ([plan, other_config], "differ in their config; serve them as two models", {}),
         (
             [plan, write_plan(tmp_path / "w.plan", "8.6", weights_sha256="cd" * 32)],
-            "another weights than",
+            "differ in their weights",
             {},
         ),
-        ([plan, write_plan(tmp_path / "p.plan", "8.6", precision="fp32")], "another precision than", {}),
+        ([plan, write_plan(tmp_path / "p.plan", "8.6", precision="fp32")], "differ in their precision", {}),
         (
             [plan, write_plan(tmp_path / "v.plan", "8.6", builder_version="11.4")],
-            "another version of TensorRT than",
+            "differ in their version of TensorRT",
             {},
         ),
-        ([plan, write_plan(tmp_path / "n.plan", "8.6", batch=(1, 1, 8))], "another batch profile than", {}),
+        (
+            [plan, write_plan(tmp_path / "n.plan", "8.6", batch=(1, 1, 8))],
+            "differ in their batch profile",
+            {},
+        ),
         (
             [write_plan(tmp_path / "r.plan", "8.9", builder="tensorrt_rtx")],
-            "which Triton has no backend for",
+            r"Triton has no backend for TensorRT-RTX plans such as .*r\.plan",
             {},
         ),
         (
             [write_plan(tmp_path / "m.plan", "8.9", batch=(2, 2, 8))],
-            "no fewer than 2 pictures.*--batch 1,N,M",
+            "batches of at least 2, .*--batch 1,N,M",
             {},
         ),
-        ([plan], "takes 1 to 4 pictures at once; --max-batch 5 is not among them", {"max_batch": 5}),
-        ([small_engine], "takes 1 to 1024 pictures", {"max_batch": 1025}),
-        ([small_engine], "a model's name is made of letters", {"name": "../up"}),
+        ([plan], "takes batches of 1 to 4; --max-batch 5 is outside", {"max_batch": 5}),
+        ([small_engine], "takes batches of 1 to 1024; ", {"max_batch": 1025}),
+        ([small_engine], "invalid model name '../up': use letters", {"name": "../up"}),
     ]
     for engines, match, options in cases:
-        refused(out, engines, match, **options)
+        assert_rejected(out, engines, match, **options)
         assert not out.exists()
 
 
-def test_a_refusal_of_the_command_is_one_line_and_exit_2(command, tmp_path):
+def test_command_error_is_one_line_and_exit_code_2(command, tmp_path):
     plan = write_plan(tmp_path / "a.plan", "8.9", builder="tensorrt_rtx", builder_version="1.7.1")
-    code, _, said = command("triton", tmp_path / "models", "--engine", plan)
+    code, _, errors = command("triton", tmp_path / "models", "--engine", plan)
     assert code == 2
-    assert "error: " in said
-    assert "a.plan is a plan of TensorRT-RTX, which Triton has no backend for; serve the .onnx" in said
+    assert "error: Triton has no backend for TensorRT-RTX plans such as " in errors
+    assert "a.plan; serve the .onnx file" in errors
 
 
-def test_the_folder_is_new_or_empty(small_engine, tmp_path):
+def test_folder_must_be_new_or_empty(small_engine, tmp_path):
     out = tmp_path / "models"
     out.mkdir()
     write_repository(out, [small_engine])
     before = files_of(out)
-    refused(out, [small_engine], "models is not empty; give a new folder")
+    assert_rejected(out, [small_engine], "models is not empty; give a new folder")
     assert files_of(out) == before
     (tmp_path / "file").write_text("kept")
-    refused(tmp_path / "file", [small_engine], "file is a file; give a new folder")
-    refused(tmp_path / "file" / "models", [small_engine], "cannot write")
+    assert_rejected(tmp_path / "file", [small_engine], "file is a file; give a new folder")
+    assert_rejected(tmp_path / "file" / "models", [small_engine], "cannot write")
     assert (tmp_path / "file").read_text() == "kept"
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
-def test_nothing_is_left_of_a_repository_that_was_not_finished(small_engine, tmp_path, monkeypatch, error):
+def test_interrupted_write_leaves_nothing(small_engine, tmp_path, monkeypatch, error):
     def fail(*_arguments, **_options):
         raise error
 

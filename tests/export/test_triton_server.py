@@ -1,7 +1,7 @@
-"""The repository in a real Triton server, and the client example against it.
+"""The repository and the client example with a real Triton server.
 
-`nvidia-pytriton` carries Triton 2.51 with its Python backend alone, so the core model is run by that backend;
-its configuration is the written one but for the backend's name.
+`nvidia-pytriton` ships Triton 2.51 with the Python backend only, so the core model uses that backend; the
+rest of its configuration is as written.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ PHOTO = ROOT / "tests" / "photos" / "grace_hopper.jpg"
 EXAMPLE = ROOT / "examples" / "triton_client.py"
 SERVER = ["nvidia-pytriton==0.7.0"]
 NUMPY = ["numpy==1.26.4"]
-"""What NVIDIA's images have: the Python backend of Triton 2.51 gives wrong arrays to NumPy 2."""
+"""The version in NVIDIA's images: the Python backend of Triton 2.51 passes wrong arrays to NumPy 2."""
 CLIENT = [
     "tritonclient==2.73.0", "geventhttpclient==2.6.1", "gevent==26.9.0", "greenlet==3.3.2", "zope.event==6.2",
     "zope.interface==8.7", "brotli==1.2.1", "certifi==2026.10.19.post1", "python-rapidjson==1.25",
@@ -52,9 +52,9 @@ def packages(pytestconfig: pytest.Config) -> dict[str, Path]:
     if not (Path(sysconfig.get_config_var("LIBDIR")) / sysconfig.get_config_var("LDLIBRARY")).is_file():
         pytest.skip("this Python has no shared library for Triton's Python backend")
     cache = pytestconfig.cache.mkdir("triton")
-    wanted = {"server": SERVER, "numpy": NUMPY, "client": CLIENT}
+    groups = {"server": SERVER, "numpy": NUMPY, "client": CLIENT}
     try:
-        return {name: fetch(cache / f"{names[0]}-{PYTHON}", names) for name, names in wanted.items()}
+        return {name: fetch(cache / f"{names[0]}-{PYTHON}", names) for name, names in groups.items()}
     except Unavailable as error:
         pytest.skip(str(error))
 
@@ -82,7 +82,7 @@ def server(packages: dict[str, Path], repository: Path, tmp_path: Path):
     backend.mkdir(parents=True)
     for file in (*(triton / "backends" / "python").iterdir(), stub):
         (backend / file.name).symlink_to(file)
-    # The backend takes the packages of the `python3` that comes first on the path.
+    # The backend uses the packages of the first `python3` on the path.
     environment = tmp_path / "python"
     venv.create(environment, symlinks=True, with_pip=False)
     paths = (packages["numpy"], Path(sysconfig.get_path("purelib")))
@@ -113,7 +113,7 @@ def server(packages: dict[str, Path], repository: Path, tmp_path: Path):
 
 
 def ready(process: subprocess.Popen, address: str) -> bool:
-    """Whether the server has come up, with all models."""
+    """Wait until the server is ready with all models; False if it exits or times out."""
     end = time.monotonic() + SECONDS_TO_START
     while process.poll() is None and time.monotonic() < end:
         try:
@@ -124,7 +124,7 @@ def ready(process: subprocess.Popen, address: str) -> bool:
     return False
 
 
-def test_the_client_gets_predicts_mask_from_a_real_server(
+def test_client_gets_the_mask_of_predict_from_a_real_server(
     packages, server, repository, small_engine, tmp_path
 ):
     def ask(*arguments, url=server):
@@ -135,7 +135,7 @@ def test_the_client_gets_predicts_mask_from_a_real_server(
             text=True,
         )
 
-    # Before it is ready, the core model was run at both ends of its batches.
+    # The warm-up ran the core model at its smallest and largest batch.
     assert (repository / "finder_core" / "1" / "batches.txt").read_text().split() == ["1", "2"]
     done = ask(PHOTO, "Red mug’s", "-o", tmp_path / "mask.png")
     assert done.returncode == 0, done.stderr

@@ -20,7 +20,8 @@ from onnx import TensorProto, helper
 from tfanet.ops import cross_selective_scan, native
 from tfanet.ops.cross_selective_scan import cross_selective_scan_loop
 from tfanet_engines import open_engine
-from tfanet_export.functions import CROSS_SCAN, DOMAIN, DOMAIN_VERSION, OPSET, function_protos
+from tfanet_export.functions import function_protos
+from tfanet_plugins.operations import CROSS_SCAN, DOMAIN, DOMAIN_VERSION, OPSET
 
 SOURCES = Path(native.__file__).with_name("csrc")
 BUILT = pytest.mark.skipif(native.library() is None, reason="tfanet was installed without a C++ compiler")

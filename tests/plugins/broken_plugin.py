@@ -1,4 +1,4 @@
-"""A plugin whose kernel does not take what TensorRT would give it."""
+"""A plugin whose kernel parameters do not match its inputs, scalars and outputs."""
 
 from scaled_square_triton import scaled_square_kernel
 from tensorrt.plugin import KernelLaunchParams, SymExprs, TensorDesc, aot_impl, register

@@ -1,7 +1,7 @@
-"""Oracles of the plugins that make up the 2-D scan: what each leaves for the next, token by token.
+"""Reference implementations of the 2-D scan's plugins, token by token.
 
-A family of two directions shares its sequence of pixels, by rows or by columns, in chunks of CHUNK; zeros
-fill the last. Directions 2 and 3 walk chunks and tokens from the end.
+Pixels are a sequence by rows (directions 0 and 2) or by columns (1 and 3), in chunks of CHUNK; the last chunk
+is padded with zeros. Directions 2 and 3 scan chunks and tokens from the end.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ CHUNK = 32
 def cross_scan_chunks(
     x: Tensor, p: Tensor, dt_weight: Tensor, A: Tensor, delta_bias: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Every chunk as one map of the state, h -> decay h + end: both [batch, 4, chunks, N, D]."""
-    found = []
+    """Each chunk's map of the state, h -> decay h + end: decay and end, both [batch, 4, chunks, N, D]."""
+    maps = []
     for k in range(4):
         u, dt, B, _ = _operands(x, p, dt_weight, A, delta_bias, k)
-        rates = A.to(u.dtype).unflatten(0, (4, -1))[k].mT  # [N, D]
-        decay, end = torch.ones_like(u[:, :, 0, None] * rates), torch.zeros_like(u[:, :, 0, None] * rates)
+        A_k = A.to(u.dtype).unflatten(0, (4, -1))[k].mT  # [N, D]
+        decay, end = torch.ones_like(u[:, :, 0, None] * A_k), torch.zeros_like(u[:, :, 0, None] * A_k)
         for t in _times(k):
-            a = torch.exp(dt[:, :, t, None] * rates)
+            a = torch.exp(dt[:, :, t, None] * A_k)
             decay, end = a * decay, a * end + (dt * u)[:, :, t, None] * B[:, :, t, :, None]
-        found.append((decay, end))
-    decays, ends = zip(*found, strict=True)
+        maps.append((decay, end))
+    decays, ends = zip(*maps, strict=True)
     return torch.stack(decays, 1), torch.stack(ends, 1)
 
 
 def cross_scan_starts(decay: Tensor, end: Tensor) -> Tensor:
-    """The state before every chunk, of the same shape."""
+    """The state before each chunk, same shape as `end`."""
     start = torch.empty_like(end)
     for k in range(4):
         h = torch.zeros_like(end[:, 0, 0])
@@ -47,7 +47,7 @@ def cross_scan_starts(decay: Tensor, end: Tensor) -> Tensor:
 def cross_scan_rows(
     x: Tensor, p: Tensor, dt_weight: Tensor, A: Tensor, D: Tensor, delta_bias: Tensor, start: Tensor
 ) -> Tensor:
-    """Both scans by rows from these states, [batch, H, W, D]."""
+    """The sum of both scans by rows, from the states `start`: [batch, H, W, D]."""
     return sum(_scan(x, p, dt_weight, A, D, delta_bias, start, k) for k in (0, 2))
 
 
@@ -55,7 +55,7 @@ def cross_scan_columns(
     x: Tensor, p: Tensor, dt_weight: Tensor, A: Tensor, D: Tensor, delta_bias: Tensor, start: Tensor,
     rows: Tensor,
 ) -> Tensor:  # fmt: skip
-    """`rows` and both scans by columns."""
+    """`rows` plus both scans by columns: [batch, H, W, D]."""
     return rows + sum(_scan(x, p, dt_weight, A, D, delta_bias, start, k) for k in (1, 3))
 
 
@@ -71,11 +71,11 @@ def _scan(
     x: Tensor, p: Tensor, dt_weight: Tensor, A: Tensor, D: Tensor, delta_bias: Tensor, start: Tensor, k: int
 ) -> Tensor:
     u, dt, B, C = _operands(x, p, dt_weight, A, delta_bias, k)
-    rates = A.to(u.dtype).unflatten(0, (4, -1))[k].mT
+    A_k = A.to(u.dtype).unflatten(0, (4, -1))[k].mT
     h, y = start[:, k].to(u.dtype), u * D.to(u.dtype).unflatten(0, (4, -1))[k]
     for t in _times(k):
         step = (dt * u)[:, :, t, None] * B[:, :, t, :, None]
-        h = torch.exp(dt[:, :, t, None] * rates) * h + step
+        h = torch.exp(dt[:, :, t, None] * A_k) * h + step
         y[:, :, t] += (C[:, :, t, :, None] * h).sum(2)
     height, width = x.shape[1:3]
     pixels = y.flatten(1, 2)[:, : height * width]
@@ -92,10 +92,10 @@ def _operands(
     x: Tensor, p: Tensor, dt_weight: Tensor, A: Tensor, delta_bias: Tensor, k: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """x, dt, B, C of direction k: [batch, chunks, CHUNK, D or N]."""
-    wide, states = accum_dtype(x), A.shape[1]
-    u, own = (_chunks(tensor.to(wide), k) for tensor in (x, p.unflatten(-1, (4, -1))[..., k, :]))
-    weight, bias = (tensor.to(wide).unflatten(0, (4, -1))[k] for tensor in (dt_weight, delta_bias))
-    dt, B, C = own.split([dt_weight.shape[1], states, states], dim=-1)
+    dtype, states = accum_dtype(x), A.shape[1]
+    u, p_k = (_chunks(tensor.to(dtype), k) for tensor in (x, p.unflatten(-1, (4, -1))[..., k, :]))
+    weight, bias = (tensor.to(dtype).unflatten(0, (4, -1))[k] for tensor in (dt_weight, delta_bias))
+    dt, B, C = p_k.split([dt_weight.shape[1], states, states], dim=-1)
     return u, F.softplus(F.linear(dt, weight, bias)), B, C
 
 

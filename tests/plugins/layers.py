@@ -1,11 +1,11 @@
-"""Plugin layers to ask TensorRT about: the network's types and sizes, and the operation's oracle."""
+"""Plugin layers for the tests: types and sizes in the network, and the operation's oracle."""
 
 from __future__ import annotations
 
 from typing import Any
 
 BATCH = -1
-"""In a size: anything from 1 to 8."""
+"""The dynamic batch in a shape, 1 to 8."""
 
 
 def layer(
@@ -17,7 +17,7 @@ def layer(
     negative: tuple[int, ...] = (),
     capability: str = "8.9",
 ) -> dict[str, Any]:
-    """One layer of a request; `inputs` are types and sizes, `outputs` types, `negative` indices of inputs."""
+    """One layer of a request; `negative` are indices of inputs with negative values."""
 
     def at(batch: int) -> list[list[int]]:
         return [[batch if size == BATCH else size for size in sizes] for _, sizes in inputs]
@@ -42,13 +42,13 @@ def scaled_square(x: str, sizes: tuple[int, ...] = (3, 50), scale: str = "FLOAT"
 def scan(
     x: str, groups: int, dim: int, states: int, length: int, parameter: str = "FLOAT", **options: Any
 ) -> dict:
-    rows, shared = (BATCH, groups * dim, length), (BATCH, groups, states, length)
+    per_channel, per_group = (BATCH, groups * dim, length), (BATCH, groups, states, length)
     inputs = [
-        (x, rows),
-        (x, rows),
+        (x, per_channel),
+        (x, per_channel),
         (parameter, (groups * dim, states)),
-        (x, shared),
-        (x, shared),
+        (x, per_group),
+        (x, per_group),
         (parameter, (groups * dim,)),
         (parameter, (groups * dim,)),
     ]
@@ -59,8 +59,8 @@ def scan(
 def attention(
     x: str, heads: int, width: int, queries: int, keys: int, gamma: str = "HALF", **options: Any
 ) -> dict:
-    of_keys = (x, (BATCH, heads, width, keys))
-    inputs = [(x, (BATCH, heads, width, queries)), of_keys, of_keys, (gamma, (heads,))]
+    keys_shape = (x, (BATCH, heads, width, keys))
+    inputs = [(x, (BATCH, heads, width, queries)), keys_shape, keys_shape, (gamma, (heads,))]
     oracle = "tfanet.ops.linear_cross_attention:linear_cross_attention_loop"
     return layer("LinearCrossAttention", oracle, inputs, x, **options)
 
@@ -77,7 +77,7 @@ def cross_scan(
     name: str, x: str, height: int, width: int, dim: int, rank: int, states: int, parameter: str = "FLOAT",
     **options: Any,
 ) -> dict:  # fmt: skip
-    """A layer of one of the plugins that make up the 2-D scan."""
+    """A layer of one of the 2-D scan's plugins."""
     tensors = {
         "x": (x, (BATCH, height, width, dim)),
         "p": (x, (BATCH, height, width, 4 * (rank + 2 * states))),

@@ -1,7 +1,7 @@
-"""The plugins against NVIDIA's own plugin layer: registration, shapes, types, launch, kernel; no engine.
+"""The plugins under NVIDIA's plugin layer: registration, shapes, types, launch and kernel, without an engine.
 
-What TensorRT's builder asks a plugin, in its order and through its virtual tables, is asked here by a
-stand-in (`stand_in.cpp`); everything between it and our functions is NVIDIA's code.
+A fake builder calls the plugins through TensorRT's C++ interfaces, in the order of TensorRT's builder;
+everything between it and the plugin functions is NVIDIA's code.
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ from cross_scan_parts import PARTS
 from layers import attention, cross_scan, scaled_square, scan
 
 from tfanet_plugins import PLUGINS
-from tfanet_plugins.ptx import MAX_SHARED
-from tfanet_plugins.target import PTX_VERSIONS
+from tfanet_plugins.ptx import MAX_SHARED, PTX_VERSIONS
 
 NEWEST = "11.4.0.106"
 VERSIONS = [
@@ -31,8 +30,8 @@ LAYERS = {
     "third op": scaled_square("HALF"),
     "scan, VMamba-B stage 1, half": scan("HALF", 4, 256, 1, 14400),
     "scan, tiny, single, 2 states": scan("FLOAT", 4, 24, 2, 225),
-    "attention, words ask, half": attention("HALF", 9, 16, 17, 14400),
-    "attention, pixels ask, single": attention("FLOAT", 2, 24, 576, 17, gamma="FLOAT"),
+    "attention, words query, half": attention("HALF", 9, 16, 17, 14400),
+    "attention, pixels query, single": attention("FLOAT", 2, 24, 576, 17, gamma="FLOAT"),
     **{f"{name}, stage 1, half": cross_scan(name, "HALF", 120, 120, 256, 8, 1) for name in PARTS},
     **{f"{name}, tiny, single": cross_scan(name, "FLOAT", 7, 9, 24, 2, 2, "HALF") for name in PARTS},
 }
@@ -44,22 +43,24 @@ Layer = dict[str, Any]
 
 
 @pytest.fixture(scope="module", params=VERSIONS)
-def answer(request, ask_tensorrt) -> dict[str, Any]:
-    """What this version of the bindings says to all of `ALL`."""
-    said = ask_tensorrt(request.param, {"modules": ["scaled_square_plugin"], "layers": list(ALL.values())})
-    assert said["version"] in request.param
-    assert [item["failed"] for item in said["layers"] if "failed" in item] == [], said["output"]
-    return said | {"layers": dict(zip(ALL, said["layers"], strict=True))}
+def reply(request, ask_tensorrt) -> dict[str, Any]:
+    """The reply of this version of the bindings to all of `ALL`."""
+    reply = ask_tensorrt(request.param, {"modules": ["scaled_square_plugin"], "layers": list(ALL.values())})
+    assert reply["version"] in request.param
+    assert [item["failed"] for item in reply["layers"] if "failed" in item] == [], reply["output"]
+    return reply | {"layers": dict(zip(ALL, reply["layers"], strict=True))}
 
 
 @pytest.fixture(params=ALL)
-def asked(request) -> str:
+def name(request) -> str:
+    """Name of a layer of `ALL`."""
     return request.param
 
 
 @pytest.fixture
-def said(asked, answer) -> Layer:
-    return answer["layers"][asked]
+def layer(name, reply) -> Layer:
+    """What the bindings reported for the layer `name`."""
+    return reply["layers"][name]
 
 
 def parameters(code: str) -> list[str]:
@@ -68,43 +69,42 @@ def parameters(code: str) -> list[str]:
     return re.findall(r"\.param (\.\w+)", text)
 
 
-def test_the_registry_has_every_plugin(answer):
-    assert set(answer["operations"]) == set(PLUGINS)
-    assert set(answer["creators"]) == {*PLUGINS, "ScaledSquare"}
-    assert {creator["version"] for creator in answer["creators"].values()} == {"1"}
+def test_registry_has_every_plugin(reply):
+    assert set(reply["operations"]) == set(PLUGINS)
+    assert set(reply["creators"]) == {*PLUGINS, "ScaledSquare"}
+    assert {creator["version"] for creator in reply["creators"].values()} == {"1"}
 
 
-def test_no_plugin_has_attributes(answer):
+def test_no_plugin_has_attributes(reply):
     """Bindings before 11.2 cannot read a scalar attribute with NumPy 2.4; constants are compiled in."""
-    assert [name for name, creator in answer["creators"].items() if creator["attributes"]] == []
+    assert [name for name, creator in reply["creators"].items() if creator["attributes"]] == []
 
 
-def outputs_of(asked: str) -> list[str]:
+def outputs_of(name: str) -> list[str]:
     """Types of the layer's outputs."""
-    return ALL[asked]["types"][len(ALL[asked]["inputs"]) :]
+    return ALL[name]["types"][len(ALL[name]["inputs"]) :]
 
 
-def test_outputs_have_the_promised_types_and_sizes(asked, said):
-    """The first input's, but for the chunks of a map."""
-    like, types = said["tensors"][0], outputs_of(asked)
-    if ALL[asked]["name"] == "CrossScanChunks":
-        (_, height, width, dim), (_, states) = (said["tensors"][i]["sizes"] for i in (0, 3))
+def test_outputs_have_the_declared_types_and_sizes(name, layer):
+    """Those of the first input, except for the chunks of a map."""
+    like, types = layer["tensors"][0], outputs_of(name)
+    if ALL[name]["name"] == "CrossScanChunks":
+        (_, height, width, dim), (_, states) = (layer["tensors"][i]["sizes"] for i in (0, 3))
         like = {
             key: [batch, 4, -(-height * width // 32), states, dim]
             for key, batch in {"sizes": -1, "min": 1, "opt": 1, "max": 8}.items()
         }
-    assert said["tensors"][-len(types) :] == [like | {"type": name} for name in types]
+    assert layer["tensors"][-len(types) :] == [like | {"type": name} for name in types]
     assert like["sizes"][0] == -1
 
 
-def test_every_combination_is_linear_and_changes_activations_only(asked, said):
-    types = ALL[asked]["types"]
+def test_every_combination_is_linear_and_changes_activations_only(name, layer):
+    types = ALL[name]["types"]
     allowed = set()
     for activation in ("HALF", "FLOAT"):
-        allowed.add(tuple(OTHER_TYPES[ALL[asked]["name"]](types, activation)))
-    found = {tuple(row) for row, _ in said["combinations"]}
-    assert found == allowed
-    assert {name for _, formats in said["combinations"] for name in formats} == {"LINEAR"}
+        allowed.add(tuple(OTHER_TYPES[ALL[name]["name"]](types, activation)))
+    assert {tuple(row) for row, _ in layer["combinations"]} == allowed
+    assert {name for _, formats in layer["combinations"] for name in formats} == {"LINEAR"}
 
 
 OTHER_TYPES = {
@@ -116,29 +116,29 @@ OTHER_TYPES = {
 }
 
 
-def test_tactics_are_positive_and_each_has_a_kernel(said):
-    assert said["tactics"] == [kernel["tactic"] for kernel in said["kernels"]]
-    assert min(said["tactics"]) >= 1
+def test_tactics_are_positive_and_each_has_a_kernel(layer):
+    assert layer["tactics"] == [kernel["tactic"] for kernel in layer["kernels"]]
+    assert min(layer["tactics"]) >= 1
 
 
-def test_the_kernel_takes_inputs_scalars_outputs_and_nothing_else(asked, said):
-    for kernel in said["kernels"]:
+def test_kernel_parameters_are_inputs_scalars_outputs(name, layer):
+    for kernel in layer["kernels"]:
         assert f".visible .entry {kernel['kernel']}(" in kernel["code"]
-        inputs, scalars = len(ALL[asked]["inputs"]), len(kernel["cases"][0]["scalars"])
-        outputs = len(outputs_of(asked))
+        inputs, scalars = len(ALL[name]["inputs"]), len(kernel["cases"][0]["scalars"])
+        outputs = len(outputs_of(name))
         assert parameters(kernel["code"]) == [".u64"] * inputs + [".u32"] * scalars + [".u64"] * outputs
 
 
-def test_blocks_are_as_large_as_the_kernel_was_compiled_for(said):
-    for kernel in said["kernels"]:
+def test_block_size_is_that_of_the_compiled_kernel(layer):
+    for kernel in layer["kernels"]:
         (threads,) = re.findall(r"\.reqntid (\d+)", kernel["code"])
         for case in kernel["cases"]:
             assert [case["block_x"], case["block_y"], case["block_z"]] == [int(threads), 1, 1]
             assert 0 <= case["shared_mem"] <= MAX_SHARED
 
 
-def test_the_grid_grows_with_the_batch_and_fits_a_gpu(said):
-    for kernel in said["kernels"]:
+def test_grid_grows_with_the_batch_and_fits_a_gpu(layer):
+    for kernel in layer["kernels"]:
         one, eight = ([case[f"grid_{axis}"] for axis in "xyz"] for case in kernel["cases"])
         assert min(one) >= 1
         assert one[0] * one[1] * one[2] <= eight[0] * eight[1] * eight[2] <= 8 * one[0] * one[1] * one[2]
@@ -159,30 +159,30 @@ SCALARS = {
 
 
 @pytest.mark.parametrize("name", SCALARS)
-def test_scalars_follow_the_sizes(answer, name):
-    for kernel in answer["layers"][name]["kernels"]:
+def test_scalars_follow_the_sizes(reply, name):
+    for kernel in reply["layers"][name]["kernels"]:
         assert [case["scalars"] for case in kernel["cases"]] == SCALARS[name]
 
 
-def test_the_code_is_for_the_chosen_gpu_and_for_old_drivers(asked, said):
-    capability = ALL[asked]["capability"]
-    for kernel in said["kernels"]:
+def test_ptx_is_for_the_chosen_gpu_and_old_drivers(name, layer):
+    capability = ALL[name]["capability"]
+    for kernel in layer["kernels"]:
         version = PTX_VERSIONS[capability]
         assert f".version {version // 10}.{version % 10}\n" in kernel["code"]
         assert re.search(rf"^\.target sm_{capability.replace('.', '')}a?$", kernel["code"], re.MULTILINE)
 
 
-def test_the_code_tells_nothing_of_this_machine(said):
-    for kernel in said["kernels"]:
+def test_ptx_has_no_path_of_this_machine(layer):
+    for kernel in layer["kernels"]:
         assert not re.search(r"\.file|\.loc|\.debug|\.py", kernel["code"])
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_the_code_assembles(ask_tensorrt, answer, name, tmp_path):
-    """`ptxas` takes the text that TensorRT gets, without the parameters that were cut out."""
+def test_ptx_assembles(ask_tensorrt, reply, name, tmp_path):
+    """`ptxas` accepts the text that TensorRT gets, without the hidden parameters."""
     from triton import knobs
 
-    for kernel in answer["layers"][name]["kernels"][:1]:
+    for kernel in reply["layers"][name]["kernels"][:1]:
         (tmp_path / "kernel.ptx").write_text(kernel["code"])
         (target,) = re.findall(r"^\.target (\w+)", kernel["code"], re.MULTILINE)
         tool = knobs.nvidia.ptxas if int(target[3:].rstrip("a")) < 90 else knobs.nvidia.ptxas_blackwell
@@ -191,7 +191,7 @@ def test_the_code_assembles(ask_tensorrt, answer, name, tmp_path):
         assert done.returncode == 0, done.stderr
 
 
-NUMBERS = {
+NUMERIC = {
     "third op, half": scaled_square("HALF", (3, 50)),
     "third op, single": scaled_square("FLOAT", (700,), scale="HALF"),
     **{
@@ -205,8 +205,8 @@ NUMBERS = {
             ("FLOAT", 2, 3, 2, 225, (1,)),
         ]
     },
-    "attention, 9 words ask 50 pixels, half": attention("HALF", 3, 16, 9, 50, batches=(2,)),
-    "attention, 50 pixels ask 9 words, single": attention("FLOAT", 3, 24, 50, 9, batches=(1, 2)),
+    "attention, 9 words query 50 pixels, half": attention("HALF", 3, 16, 9, 50, batches=(2,)),
+    "attention, 50 pixels query 9 words, single": attention("FLOAT", 3, 24, 50, 9, batches=(1, 2)),
     **{
         f"{name} of {height} x {width} x {dim}, rank {rank}, {states} states, {x.lower()}": cross_scan(
             name, x, height, width, dim, rank, states, batches=batches
@@ -222,31 +222,31 @@ TOLERANCE = {"FLOAT": 1e-5, "HALF": 1e-3}
 
 
 @pytest.fixture(scope="module")
-def numbers(ask_tensorrt) -> dict[str, Layer]:
-    layers = list(NUMBERS.values())
-    said = ask_tensorrt(NEWEST, {"modules": ["scaled_square_plugin"], "layers": layers}, interpreted=True)
-    assert [item["failed"] for item in said["layers"] if "failed" in item] == [], said["output"]
-    return dict(zip(NUMBERS, said["layers"], strict=True))
+def numeric(ask_tensorrt) -> dict[str, Layer]:
+    layers = list(NUMERIC.values())
+    reply = ask_tensorrt(NEWEST, {"modules": ["scaled_square_plugin"], "layers": layers}, interpreted=True)
+    assert [item["failed"] for item in reply["layers"] if "failed" in item] == [], reply["output"]
+    return dict(zip(NUMERIC, reply["layers"], strict=True))
 
 
-@pytest.mark.parametrize("name", NUMBERS)
-def test_the_kernel_in_this_grid_with_these_scalars_is_the_operation(numbers, name):
-    """Every tactic's launch, in Triton's interpreter, on poisoned output, against the loop."""
-    errors = [error for kernel in numbers[name]["kernels"] for error in kernel["errors"]]
+@pytest.mark.parametrize("name", NUMERIC)
+def test_kernel_with_the_reported_launch_computes_the_operation(numeric, name):
+    """Every tactic's launch in Triton's interpreter, on poisoned output memory, against the loop."""
+    errors = [error for kernel in numeric[name]["kernels"] for error in kernel["errors"]]
     assert errors
-    assert all(error <= TOLERANCE[NUMBERS[name]["types"][-1]] for error in errors), errors
+    assert all(error <= TOLERANCE[NUMERIC[name]["types"][-1]] for error in errors), errors
 
 
-@pytest.mark.parametrize("name", NUMBERS)
-def test_the_form_for_run_time_is_the_operation(numbers, name):
-    assert numbers[name]["jit_error"] <= TOLERANCE[NUMBERS[name]["types"][-1]]
+@pytest.mark.parametrize("name", NUMERIC)
+def test_jit_form_computes_the_operation(numeric, name):
+    assert numeric[name]["jit_error"] <= TOLERANCE[NUMERIC[name]["types"][-1]]
 
 
 DYNAMIC_LENGTH = scan("HALF", 4, 8, 1, 63)
 for tensor in DYNAMIC_LENGTH["inputs"]:
     tensor["max"] = [126 if size == 63 else size for size in tensor["max"]]
-HALVES_AND_SINGLES = cross_scan("CrossScanRows", "HALF", 7, 9, 3, 1, 1)
-HALVES_AND_SINGLES["inputs"][2]["type"] = HALVES_AND_SINGLES["types"][2] = "FLOAT"
+MIXED_TYPES = cross_scan("CrossScanRows", "HALF", 7, 9, 3, 1, 1)
+MIXED_TYPES["inputs"][2]["type"] = MIXED_TYPES["types"][2] = "FLOAT"
 FAILING = {
     "a kernel with other arguments": (
         scaled_square("HALF") | {"name": "Broken"},
@@ -264,15 +264,15 @@ FAILING = {
         "ScaledSquare does not take BF16, FLOAT, BF16",
         "",
     ),
-    "halves beside singles": (
-        HALVES_AND_SINGLES,
+    "mixed FP16 and FP32 activations": (
+        MIXED_TYPES,
         "CrossScanRows does not take HALF, HALF, FLOAT, FLOAT, FLOAT, FLOAT, FLOAT, FLOAT",
         "",
     ),
     "a map too large for its offsets": (
         cross_scan("CrossScanRows", "HALF", 4096, 4096, 128, 1, 1),
         "tactic 1 gives no kernel",
-        "UserError: the 2-D scan's plugins take maps of up to 2147483647 values a picture",
+        "UserError: the 2-D scan's plugins take maps of up to 2147483647 values per image",
     ),
     "a parameter in BF16": (
         scaled_square("HALF", scale="BF16"),
@@ -284,7 +284,7 @@ FAILING = {
         "tfanet::Missing cannot be created",
         "",
     ),
-    "an input too many": (
+    "too many inputs": (
         scaled_square("HALF") | {"inputs": 2 * scaled_square("HALF")["inputs"]},
         "tfanet::ScaledSquare cannot be created",
         r"takes 2 positional arguments but 4 were given",
@@ -299,8 +299,8 @@ def failures(ask_tensorrt) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", FAILING)
-def test_what_fails_is_seen(failures, name):
-    """That the tests above can fail: the stand-in ends where a plugin or the bindings object."""
+def test_failures_are_reported(failures, name):
+    """The tests above can fail: the fake builder stops where a plugin or the bindings reject something."""
     _, failed, printed = FAILING[name]
     assert failures["layers"][list(FAILING).index(name)]["failed"] == failed
     assert re.search(printed, failures["output"])

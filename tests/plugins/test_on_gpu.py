@@ -1,4 +1,4 @@
-"""The very kernels that TensorRT gets, launched as TensorRT launches them. Run by `make gpu-check`."""
+"""The PTX that TensorRT gets, launched on a GPU as TensorRT launches it. Run by `make gpu-check`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tfanet.ops import linear_cross_attention, selective_scan
 pytestmark = pytest.mark.gpu
 VERSION = "11.4.0.106"
 GUARD = 1024
-"""Elements around each output that must stay as they are."""
+"""Elements before and after each output that must not change."""
 TOLERANCE = {"FLOAT": 1e-5, "HALF": 1e-3}
 LAYERS = {
     **{
@@ -61,7 +61,7 @@ LAYERS = {
 
 
 def operation(item: dict[str, Any]):
-    """The same as the layer's oracle, without its loops over tokens."""
+    """The layer's operation, like its oracle but without loops over tokens."""
     from scaled_square import scaled_square as third
 
     operations = {
@@ -74,11 +74,11 @@ def operation(item: dict[str, Any]):
 
 
 class Kernel:
-    """A kernel of PTX text, through the driver alone."""
+    """A kernel of PTX text, loaded and launched with the CUDA driver API."""
 
     def __init__(self, code: str, name: str) -> None:
         torch.cuda.init()
-        torch.empty(1, device="cuda")  # makes the context that the driver's calls are about
+        torch.empty(1, device="cuda")  # creates the context for the driver's calls
         self._cuda = ctypes.CDLL("libcuda.so.1")
         module, self._function = ctypes.c_void_p(), ctypes.c_void_p()
         self._call("cuModuleLoadData", ctypes.byref(module), ctypes.c_char_p(code.encode()))
@@ -89,7 +89,7 @@ class Kernel:
         assert status == 0, f"{function}: CUresult {status}"
 
     def launch(self, case: dict[str, Any], inputs: list[torch.Tensor], outputs: list[torch.Tensor]) -> None:
-        """With the arguments inputs, int32 scalars, outputs, and no others."""
+        """Launch with the arguments inputs, int32 scalars, outputs, and no others."""
         values = [ctypes.c_uint64(tensor.data_ptr()) for tensor in inputs]
         values += [ctypes.c_int32(scalar) for scalar in case["scalars"]]
         values += [ctypes.c_uint64(tensor.data_ptr()) for tensor in outputs]
@@ -106,20 +106,20 @@ class Kernel:
 def built(ask_tensorrt) -> dict[str, Any]:
     capability = "{}.{}".format(*torch.cuda.get_device_capability())
     layers = [item | {"capability": capability} for item in LAYERS.values()]
-    answer = ask_tensorrt(VERSION, {"modules": ["scaled_square_plugin"], "layers": layers})
-    assert [item["failed"] for item in answer["layers"] if "failed" in item] == [], answer["output"]
-    return dict(zip(LAYERS, answer["layers"], strict=True))
+    reply = ask_tensorrt(VERSION, {"modules": ["scaled_square_plugin"], "layers": layers})
+    assert [item["failed"] for item in reply["layers"] if "failed" in item] == [], reply["output"]
+    return dict(zip(LAYERS, reply["layers"], strict=True))
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_the_launch_is_the_operation(built, name):
+def test_launch_computes_the_operation(built, name):
     item = LAYERS[name]
     for number, sizes in enumerate(item["cases"]):
         inputs = make_inputs(item, sizes)
         expected = as_list(operation(item)(*inputs))
         dtypes = [TORCH_TYPES[type] for type in item["types"][len(inputs) :]]
         on_gpu = [tensor.cuda() for tensor in inputs]
-        for made in built[name]["kernels"]:
+        for kernel in built[name]["kernels"]:
             memory = [
                 torch.full((tensor.numel() + 2 * GUARD,), torch.nan, dtype=dtype, device="cuda")
                 for tensor, dtype in zip(expected, dtypes, strict=True)
@@ -128,9 +128,9 @@ def test_the_launch_is_the_operation(built, name):
                 guarded[GUARD:-GUARD].view(tensor.shape)
                 for guarded, tensor in zip(memory, expected, strict=True)
             ]
-            Kernel(made["code"], made["kernel"]).launch(made["cases"][number], on_gpu, outputs)
-            found = [output.cpu() for output in outputs]
-            assert error(found, expected) <= TOLERANCE[item["types"][-1]], made["tactic"]
+            Kernel(kernel["code"], kernel["kernel"]).launch(kernel["cases"][number], on_gpu, outputs)
+            actual = [output.cpu() for output in outputs]
+            assert error(actual, expected) <= TOLERANCE[item["types"][-1]], kernel["tactic"]
             for guarded in memory:
                 assert guarded[:GUARD].isnan().all()
                 assert guarded[-GUARD:].isnan().all()

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 from tfanet.lazy import lazy_attributes
 
 if TYPE_CHECKING:
+    from tfanet.data.preprocess import tokenize
     from tfanet.data.refer import Expression, ReferDataset
     from tfanet.data.shapes import DEFAULT_ROOT, ensure_shapes, render_pair, write_shapes
-    from tfanet.data.transforms import TrainingPairs, tokenize
+    from tfanet.data.transforms import TrainingPairs
 
 __all__ = [
     "DEFAULT_ROOT",
@@ -31,7 +32,7 @@ __getattr__ = lazy_attributes(
         "TrainingPairs": "tfanet.data.transforms",
         "ensure_shapes": "tfanet.data.shapes",
         "render_pair": "tfanet.data.shapes",
-        "tokenize": "tfanet.data.transforms",
+        "tokenize": "tfanet.data.preprocess",
         "write_shapes": "tfanet.data.shapes",
     },
 )

@@ -217,7 +217,7 @@ def _check_counts(report: Report, files: ReferFiles, expected: dict[str, dict[st
 
 
 def _check_sentences(report: Report, files: ReferFiles, token_length: int) -> None:
-    from tfanet.data.transforms import token_counts
+    from tfanet.data.preprocess import token_counts
 
     silent = (f"reference {ref['ref_id']}" for ref in files.refs if not ref["sentences"])
     report.add("references without any sentence", silent)

@@ -79,35 +79,3 @@ def _eight_bit(grey: np.ndarray, name: str) -> np.ndarray:
     if fraction:
         return np.rint(grey * 255 if high <= 1 else grey).astype(np.uint8)
     return (grey // 257 if grey.dtype.itemsize == 2 or high > 255 else grey).astype(np.uint8)
-
-
-def resize_image(picture: Image.Image, size: int) -> np.ndarray:
-    """`picture` as uint8 `[size, size, 3]`, RGB: bilinear, antialiased, aspect not kept (as LAVT)."""
-    resized = picture.convert("RGB").resize((size, size), Image.Resampling.BILINEAR)
-    return np.array(resized, dtype=np.uint8)
-
-
-def resize_mask(mask: np.ndarray, size: int) -> np.ndarray:
-    """A mask uint8 `[H, W]` as uint8 `[size, size]`: the nearest pixel, so that 0 and 1 stay 0 and 1."""
-    picture = Image.fromarray(np.ascontiguousarray(mask, dtype=np.uint8))
-    return np.array(picture.resize((size, size), Image.Resampling.NEAREST), dtype=np.uint8)
-
-
-def logits_to_size(logits: np.ndarray, height: int, width: int) -> np.ndarray:
-    """float32 `[S, S]` resized to float32 `[height, width]`, in pixels: bilinear with `align_corners=False`.
-
-    The same numbers as `torch.nn.functional.interpolate`, up to rounding, without importing PyTorch.
-    """
-    values = np.asarray(logits, dtype=np.float32)
-    above, below, lower = _neighbours(values.shape[0], height)
-    left, right, inward = _neighbours(values.shape[1], width)
-    # Columns first: picking whole rows of the large result copies memory in one piece.
-    wide = values[:, left] + (values[:, right] - values[:, left]) * inward
-    return wide[above] + (wide[below] - wide[above]) * lower[:, None]
-
-
-def _neighbours(source: int, target: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For each target pixel: the two source pixels around it (int64), and the weight of the second."""
-    position = np.maximum((np.arange(target) + 0.5) * (source / target) - 0.5, 0.0)
-    first = np.minimum(position.astype(np.int64), source - 1)
-    return first, np.minimum(first + 1, source - 1), (position - first).astype(np.float32)

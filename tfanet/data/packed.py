@@ -24,8 +24,9 @@ from typing import Any
 import numpy as np
 
 from tfanet.console import note, track
-from tfanet.data.images import open_image, resize_image, resize_mask
+from tfanet.data.images import open_image
 from tfanet.data.masks import segmentation_to_mask
+from tfanet.data.preprocess import resize_image, resize_mask
 from tfanet.data.refer import Expression, ReferDataset, ReferFiles, data_options
 from tfanet.errors import UserError
 from tfanet.files import atomic_folder, sha256, write_json

@@ -7,15 +7,9 @@ from __future__ import annotations
 
 import gzip
 import html
-from collections.abc import Sequence
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Protocol
-
-import numpy as np
-
-from tfanet.errors import UserError
 
 VOCABULARY = "bpe_simple_vocab_16e6.txt.gz"
 """The name of CLIP's file of merges, which open_clip ships."""
@@ -23,35 +17,6 @@ MERGES = 48894
 SPECIAL = ("<start_of_text>", "<end_of_text>")
 _WORD_END = "</w>"
 _PIECES = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
-
-
-class Encoder(Protocol):
-    """What `token_rows` needs of a tokenizer; open_clip's `SimpleTokenizer` is one."""
-
-    sot_token_id: int
-    eot_token_id: int
-
-    def encode(self, text: str, /) -> list[int]: ...
-
-
-def token_rows(encoder: Encoder, sentences: Sequence[str], length: int, strict: bool = False) -> np.ndarray:
-    """CLIP token ids int64 `[len(sentences), length]`: SOT, the words, EOT, then zeros.
-
-    A sentence of more than `length` tokens, SOT and EOT counted, is cut and ends with EOT. With `strict`
-    it raises `UserError` instead, and so does a sentence without any word.
-    """
-    tokens = np.zeros((len(sentences), length), dtype=np.int64)
-    for row, sentence in zip(tokens, sentences, strict=True):
-        words = encoder.encode(sentence)
-        if strict and not words:
-            raise UserError("the sentence is empty; describe the object in words")
-        if strict and len(words) + 2 > length:
-            raise UserError(
-                f"the sentence has {len(words) + 2} tokens, the model takes {length}: shorten {sentence!r}"
-            )
-        words = words[: length - 2]
-        row[: len(words) + 2] = [encoder.sot_token_id, *words, encoder.eot_token_id]
-    return tokens
 
 
 class BytePairs:

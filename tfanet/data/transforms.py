@@ -2,39 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from tfanet.data.images import logits_to_size, open_image, resize_image, resize_mask
-from tfanet.data.tokens import token_rows
+from tfanet.data.preprocess import resize_image, resize_mask, tokenize
 
 if TYPE_CHECKING:
     from tfanet.data.packed import PackedPictures
     from tfanet.data.refer import Expression, ReferDataset
-
-__all__ = ["TrainingPairs", "logits_to_size", "open_image", "resize_image", "resize_mask", "tokenize"]
-
-
-@lru_cache(maxsize=1)
-def _tokenizer() -> Any:
-    from open_clip.tokenizer import SimpleTokenizer
-
-    return SimpleTokenizer()
-
-
-def tokenize(sentences: list[str], length: int, strict: bool = False) -> np.ndarray:
-    """CLIP token ids int64 `[len(sentences), length]` by open_clip's tokenizer: see `token_rows`."""
-    return token_rows(_tokenizer(), sentences, length, strict)
-
-
-def token_counts(sentences: Iterable[str]) -> list[int]:
-    """How many tokens each sentence has by open_clip's tokenizer, SOT and EOT counted: 2 for an empty one."""
-    return [len(_tokenizer().encode(sentence)) + 2 for sentence in sentences]
 
 
 class TrainingPairs(Dataset):

@@ -136,8 +136,7 @@ def _summary(found: Proposal, blocks: int, pairs: int) -> str:
 
 
 def _pairs(model: TFANet, source: ReferDataset, count: int) -> list[Pair]:
-    from tfanet.data.images import resize_image
-    from tfanet.data.transforms import tokenize
+    from tfanet.data.preprocess import resize_image, tokenize
     from tfanet_eval.drift.measure import Pair
 
     # Spread over the split: neighbours are sentences about one picture.

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from tfanet.blocks import Blocks, blocks_of, hook_blocks, tensors_of
-from tfanet.data.images import logits_to_size
+from tfanet.data.preprocess import logits_to_size
 from tfanet.model import TFANet
 from tfanet_eval.metrics import SegmentationMetrics
 from tfanet_export.deploy import deployment_model

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from tfanet.data.images import logits_to_size
+from tfanet.data.preprocess import logits_to_size
 from tfanet.visualize import FAINT, PREDICTION, lettering, overlay
 from tfanet_eval.maps.canvas import Canvas, Place, fit, wrap
 

@@ -23,8 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tfanet.data.images import resize_image
-from tfanet.data.transforms import tokenize
+from tfanet.data.preprocess import resize_image, tokenize
 from tfanet.layers import resize
 from tfanet.mlam import KnowledgePlus
 from tfanet.wfdm import WFDM

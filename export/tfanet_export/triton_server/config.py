@@ -9,8 +9,8 @@ from tfanet.signature import BATCH, TensorSpec, signature_of
 
 TYPES = {"uint8": "TYPE_UINT8", "int64": "TYPE_INT64", "float32": "TYPE_FP32"}
 WARMUP_TOKENS = "tokens"
-"""The file of the core model's folder `warmup` that holds one row of tokens."""
-MOST_CALLERS = 8
+"""The file in the core model's folder `warmup` with one row of tokens."""
+MAX_CLIENT_INSTANCES = 8
 
 
 def core_config(
@@ -24,8 +24,8 @@ def core_config(
 ) -> str:
     """`config.pbtxt` of the model that computes the logits.
 
-    `backend` is `tensorrt` or `onnxruntime`. `plans` maps compute capabilities to files. `note` is a comment
-    that says what was put there.
+    `backend` is `tensorrt` or `onnxruntime`. `plans` maps compute capabilities to file names. `note` becomes
+    the first comment.
     """
     signature = signature_of(config)
     lines = [
@@ -39,10 +39,13 @@ def core_config(
         "version_policy { latest { num_versions: 1 } }",
     ]
     if max_batch > 1:
-        lines += ["# Waiting requests are joined; none waits for others to come.", "dynamic_batching { }"]
+        lines += [
+            "# Requests in the queue are merged into a batch; none waits for later ones.",
+            "dynamic_batching { }",
+        ]
     if backend == "onnxruntime":
         lines += [
-            "# FP32 stays FP32 on a GPU.",
+            "# No TF32 on a GPU.",
             'optimization { execution_accelerators { gpu_execution_accelerator [ { name: "cuda" '
             'parameters { key: "use_tf32" value: "0" } } ] } }',
         ]
@@ -62,7 +65,7 @@ def client_config(name: str, core: str, config: TFANetConfig, *, max_batch: int)
     lines = [
         f'name: "{name}"',
         'backend: "python"',
-        "# Pictures differ in size, so they are not batched here; the core model batches what it gets.",
+        "# Images differ in size: not batched here, but by the core model.",
         "max_batch_size: 0",
         "input [",
         '  { name: "image_file" data_type: TYPE_UINT8 dims: [ -1 ] optional: true },',
@@ -73,8 +76,8 @@ def client_config(name: str, core: str, config: TFANetConfig, *, max_batch: int)
         '  { name: "mask" data_type: TYPE_UINT8 dims: [ -1, -1 ] },',
         '  { name: "mask_logits" data_type: TYPE_FP32 dims: [ -1, -1 ] }',
         "]",
-        "# An instance waits while the core model computes: so many requests can meet in a batch.",
-        f"instance_group [ {{ count: {max(2, min(max_batch, MOST_CALLERS))} kind: KIND_CPU }} ]",
+        "# An instance waits while the core model computes, so this many requests can share a batch.",
+        f"instance_group [ {{ count: {max(2, min(max_batch, MAX_CLIENT_INSTANCES))} kind: KIND_CPU }} ]",
         "version_policy { latest { num_versions: 1 } }",
         *(f'parameters {{ key: "{k}" value {{ string_value: "{v}" }} }}' for k, v in parameters.items()),
     ]
@@ -82,7 +85,7 @@ def client_config(name: str, core: str, config: TFANetConfig, *, max_batch: int)
 
 
 def _tensors(field: str, specs: Sequence[TensorSpec]) -> list[str]:
-    """One field for each tensor; the batch is not among Triton's dimensions."""
+    """One field for each tensor; Triton's dimensions exclude the batch."""
     return [
         f'{field} [ {{ name: "{spec.name}" data_type: {TYPES[spec.dtype]} dims: [ {_dims(spec)} ] }} ]'
         for spec in specs
@@ -90,7 +93,7 @@ def _tensors(field: str, specs: Sequence[TensorSpec]) -> list[str]:
 
 
 def _warmup(batch: int, image: TensorSpec, tokens: TensorSpec) -> list[str]:
-    """Run a batch of black pictures before the model is ready; tokens are real ones, for they are indices."""
+    """A batch of black images to run before the model is ready; its tokens are valid ids."""
     inputs = ((image, "zero_data: true"), (tokens, f'input_data_file: "{WARMUP_TOKENS}"'))
     return [
         "model_warmup {",

@@ -1,4 +1,4 @@
-"""From engines and their sidecars to a model repository for Triton Inference Server."""
+"""Write a model repository for Triton Inference Server from engines and their sidecars."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from pathlib import Path
 
 import tfanet
 from tfanet.config import TFANetConfig
-from tfanet.data.tokens import VOCABULARY, BytePairs, token_rows
+from tfanet.data.preprocess import token_rows
+from tfanet.data.tokens import VOCABULARY, BytePairs
 from tfanet.errors import UserError
 from tfanet.files import atomic_folder
 from tfanet.signature import MAX_BATCH
@@ -26,26 +27,27 @@ COPIED = (
     "lazy.py",
     "data/__init__.py",
     "data/images.py",
+    "data/preprocess.py",
     "data/tokens.py",
 )
-"""The modules of tfanet that `model.py` needs; they need numpy, pillow, ftfy and regex."""
-USUAL_BATCH = 8
-"""The largest batch of an ONNX file, which itself has no bound, unless another is asked for."""
+"""The modules of tfanet that `model.py` imports; they need numpy, pillow, ftfy and regex."""
+DEFAULT_ONNX_BATCH = 8
+"""The default largest batch of an ONNX file, which has no profile."""
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
 @dataclass(frozen=True)
 class Repository:
-    """What was written."""
+    """The repository that was written."""
 
     path: Path
     client_model: str
     core_model: str
     backend: str
-    """Triton's: `tensorrt` or `onnxruntime`."""
+    """Triton's backend of the core model: `tensorrt` or `onnxruntime`."""
     max_batch: int
     sidecar: Sidecar
-    """Of the first engine."""
+    """The first engine's."""
 
 
 @dataclass(frozen=True)
@@ -57,25 +59,27 @@ class _Engine:
 def write_repository(
     out: str | Path, engines: Sequence[str | Path], *, name: str = "tfanet", max_batch: int | None = None
 ) -> Repository:
-    """Write the folder `out`, which must not exist or be empty: whole, or not at all.
+    """Write the repository to the folder `out`, atomically; `out` must be missing or empty.
 
-    `engines` is one ONNX file, or plans of one model for different GPUs. `name` is the model that clients
-    call; the one that computes is `name_core`, and `max_batch` is its, by default the plan's largest.
+    Args:
+        engines: one ONNX file, or plans of one model for different GPUs.
+        name: the model that clients call; the model that computes the logits is `name_core`.
+        max_batch: of the core model; by default the plan's largest, 8 for an ONNX file.
 
-    Raises `UserError` when an engine lacks its sidecar, is not its sidecar's file, or cannot run in Triton,
-    when the engines do not belong together, and when `out` holds anything.
+    Raises `UserError` when an engine has no sidecar, does not match it, or cannot run in Triton, when the
+    engines are not the same model, and when `out` is not empty.
     """
     if not NAME.fullmatch(name):
-        raise UserError(f"a model's name is made of letters, digits, '_', '-' and '.', not {name!r}")
-    found = [_read(Path(path)) for path in engines]
-    backend = _backend(found)
-    largest = _max_batch(found, max_batch)
-    config = found[0].sidecar.model_config()
+        raise UserError(f"invalid model name {name!r}: use letters, digits, '_', '-' and '.'")
+    read = [_read(Path(path)) for path in engines]
+    backend = _backend(read)
+    largest = _max_batch(read, max_batch)
+    config = read[0].sidecar.model_config()
     core = f"{name}_core"
     with atomic_folder(out) as root:
-        _write_core(root / core, found, backend, largest, config)
+        _write_core(root / core, read, backend, largest, config)
         _write_client(root / name, core, largest, config)
-    return Repository(Path(out), name, core, backend, largest, found[0].sidecar)
+    return Repository(Path(out), name, core, backend, largest, read[0].sidecar)
 
 
 def _read(path: Path) -> _Engine:
@@ -89,27 +93,29 @@ def _read(path: Path) -> _Engine:
 
 
 def _backend(engines: Sequence[_Engine]) -> str:
-    """Triton's backend for the engines; `UserError` when there is none or they do not belong together."""
+    """Triton's backend for the engines; raises `UserError` if there is none or the models differ."""
     first, *others = engines
     for engine in engines:
         if engine.sidecar.builder == "tensorrt_rtx":
             raise UserError(
-                f"{engine.path} is a plan of TensorRT-RTX, which Triton has no backend for; serve the .onnx "
-                "file, or build the plan on the serving GPU with tfanet-export trt --backend tensorrt"
+                f"Triton has no backend for TensorRT-RTX plans such as {engine.path}; serve the .onnx file, "
+                "or build the plan on the serving GPU with tfanet-export trt --backend tensorrt"
             )
     if first.sidecar.kind == "onnx":
         if others:
-            raise UserError(f"an ONNX file runs on every GPU: give {first.path} alone, or plans only")
+            raise UserError(f"give one ONNX file alone ({first.path}), or plans only")
         return "onnxruntime"
     for engine in others:
         if other := _difference(first.sidecar, engine.sidecar):
-            raise UserError(f"{engine.path} has another {other} than {first.path}; serve them as two models")
+            raise UserError(
+                f"{engine.path} and {first.path} differ in their {other}; serve them as two models"
+            )
     return "tensorrt"
 
 
 def _difference(first: Sidecar, other: Sidecar) -> str | None:
-    """What keeps two plans from being the same model for two GPUs, or None."""
-    facts = {
+    """The first property that makes two plans different models, or None."""
+    properties = {
         "kind": "kind",
         "config": "config",
         "weights_sha256": "weights",
@@ -118,28 +124,26 @@ def _difference(first: Sidecar, other: Sidecar) -> str | None:
         "builder_version": "version of TensorRT",
     }
     return next(
-        (word for field, word in facts.items() if getattr(first, field) != getattr(other, field)), None
+        (word for field, word in properties.items() if getattr(first, field) != getattr(other, field)), None
     )
 
 
 def _max_batch(engines: Sequence[_Engine], asked: int | None) -> int:
-    """The largest batch to offer; `UserError` where the engine does not take it, or no single picture."""
+    """The largest batch to configure; raises `UserError` unless the engine takes it and batches of 1."""
     path, profile = engines[0].path, engines[0].sidecar.batch
-    smallest, _, largest = profile or (1, USUAL_BATCH, MAX_BATCH)
+    smallest, _, largest = profile or (1, DEFAULT_ONNX_BATCH, MAX_BATCH)
     if smallest > 1:
         raise UserError(
-            f"{path} takes no fewer than {smallest} pictures at once, and Triton sends single ones; build it "
+            f"{path} needs batches of at least {smallest}, but Triton sends single images too; build it "
             "with --batch 1,N,M"
         )
     if asked is not None and not 1 <= asked <= largest:
-        raise UserError(
-            f"{path} takes 1 to {largest} pictures at once; --max-batch {asked} is not among them"
-        )
-    return asked or (largest if profile else USUAL_BATCH)
+        raise UserError(f"{path} takes batches of 1 to {largest}; --max-batch {asked} is outside")
+    return asked or (largest if profile else DEFAULT_ONNX_BATCH)
 
 
 def _file_names(engines: Sequence[_Engine], backend: str) -> dict[Path, str]:
-    """What each engine is called in the repository; `UserError` for two plans for the same GPU."""
+    """The file name of each engine in the repository; raises `UserError` for two plans for one GPU."""
     if backend == "onnxruntime":
         return {engines[0].path: "model.onnx"}
     names: dict[str, Path] = {}
@@ -148,21 +152,24 @@ def _file_names(engines: Sequence[_Engine], backend: str) -> dict[Path, str]:
         name = f"{sm(capability)}.plan"
         if name in names:
             raise UserError(
-                f"{path} and {names[name]} are both for compute capability {capability}; give one plan a GPU"
+                f"{path} and {names[name]} are both for compute capability {capability}; give one per GPU"
             )
         names[name] = path
     return {path: name for name, path in names.items()}
 
 
 def _capability(path: Path, sidecar: Sidecar) -> str:
-    """The one compute capability a plan is for: Triton looks a GPU's own up and knows no ranges."""
+    """The compute capability of a plan; raises `UserError` unless it is exactly one.
+
+    Triton chooses the plan by the GPU's own compute capability and has no ranges.
+    """
     match sidecar.compute_capabilities:
         case [capability] if not capability.endswith("+"):
             return capability
-        case wanted:
+        case several:
             raise UserError(
-                f"{path} is for compute capabilities {', '.join(wanted or ['unknown'])}, and Triton chooses "
-                "a plan by a single one; build a plan for each GPU"
+                f"{path} is for compute capabilities {', '.join(several or ['unknown'])}; build one plan "
+                "per GPU, since Triton needs exactly one"
             )
 
 
@@ -185,7 +192,7 @@ def _write_core(
 
 
 def _copy_engine(source: Path, target: Path) -> None:
-    """Copy an engine with its sidecar, and its external weights under the name that the file calls them."""
+    """Copy an engine with its sidecar and its external weights, under the name that the file refers to."""
     shutil.copyfile(source, target)
     shutil.copyfile(sidecar_path(source), sidecar_path(target))
     weights = external_data_path(source)
@@ -207,17 +214,17 @@ def _write_client(folder: Path, core: str, max_batch: int, config: TFANetConfig)
 
 
 def _vocabulary() -> Path:
-    """CLIP's merges in the installed open_clip, found without importing it and thus PyTorch."""
+    """CLIP's vocabulary file in the installed open_clip, found without importing it (and PyTorch)."""
     package = find_spec("open_clip")
-    places = package.submodule_search_locations if package else None
-    file = Path(places[0]) / VOCABULARY if places else None
+    folders = package.submodule_search_locations if package else None
+    file = Path(folders[0]) / VOCABULARY if folders else None
     if file is None or not file.is_file():
         raise UserError(f"open_clip, which ships {VOCABULARY}, is not installed: pip install open_clip_torch")
     return file
 
 
 def _note(engines: Sequence[_Engine]) -> str:
-    """What was put into the repository, in a line."""
+    """The comment in the core model's configuration: which engines are served."""
     from importlib.metadata import version
 
     sidecar = engines[0].sidecar

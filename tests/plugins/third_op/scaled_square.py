@@ -1,4 +1,4 @@
-"""An operation that only the tests know: one that joins the house the way the others did.
+"""An operation that exists only in the tests, added in the same way as those of `tfanet.ops`.
 
     scaled_square(x, scale) -> y
 
@@ -25,8 +25,8 @@ def scaled_square_loop(x: Tensor, scale: Tensor) -> Tensor:
 
 @torch.library.custom_op("tfanet::scaled_square", mutates_args=())
 def scaled_square(x: Tensor, scale: Tensor) -> Tensor:
-    wide = accum_dtype(x)
-    return (scale.to(wide) * x.to(wide) ** 2).to(x.dtype)
+    dtype = accum_dtype(x)
+    return (scale.to(dtype) * x.to(dtype) ** 2).to(x.dtype)
 
 
 @scaled_square.register_fake

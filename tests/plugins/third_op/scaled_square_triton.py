@@ -1,4 +1,4 @@
-"""The GPU kernel of `scaled_square`. Parameters in the order of a plugin: inputs, scalars, outputs."""
+"""The GPU kernel of `scaled_square`; parameters in a plugin's order: inputs, scalars, outputs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Function bodies made of plugins: the same operation, and nothing else of the model changed."""
+"""Plugin bodies: they compute the same operation, and the rest of the model is unchanged."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from cross_scan_parts import PARTS
 from tfanet.ops.cross_selective_scan import cross_selective_scan_loop
 from tfanet_export.functions import function_protos
 from tfanet_plugins import plugin_layers, use_plugin_bodies
-from tfanet_plugins.bodies import PLUGIN_BODIES
-from tfanet_plugins.nodes import ATTRIBUTES
+from tfanet_plugins.attach import ATTRIBUTES
 
 GRAPH = """<ir_version: 10, opset_import: ["": 20, "tfanet": 1]>
 graph (float x, float p, float w, float A, float D, float bias) => (float y) {
@@ -22,7 +21,7 @@ graph (float x, float p, float w, float A, float D, float bias) => (float y) {
 
 @pytest.fixture(params=["cpu", "gpu"])
 def model(request) -> onnx.ModelProto:
-    """One node with the body that an exported file has for this target."""
+    """A model of one node with the function body that an exported file has for this target."""
     made = onnx.parser.parse_model(GRAPH)
     made.graph.node[0].name = "scan_7"
     made.functions.extend(function_protos(request.param, states=1, longest=100))
@@ -30,8 +29,8 @@ def model(request) -> onnx.ModelProto:
 
 
 def body(model: onnx.ModelProto) -> onnx.FunctionProto:
-    (found,) = [function for function in model.functions if function.name == "CrossSelectiveScan"]
-    return found
+    (function,) = [function for function in model.functions if function.name == "CrossSelectiveScan"]
+    return function
 
 
 def inputs(height: int, width: int, dim: int = 3, rank: int = 2, states: int = 2) -> list[torch.Tensor]:
@@ -47,23 +46,23 @@ def inputs(height: int, width: int, dim: int = 3, rank: int = 2, states: int = 2
 
 
 def run(function: onnx.FunctionProto, values: list[torch.Tensor]) -> torch.Tensor:
-    """The body, with the oracle of each part in its node's place."""
-    known = dict(zip(function.input, values, strict=True))
+    """Evaluate the body with the reference implementation of each node."""
+    tensors = dict(zip(function.input, values, strict=True))
     for node in function.node:
-        found = PARTS[node.op_type](*(known[name] for name in node.input))
-        known.update(zip(node.output, found if isinstance(found, tuple) else (found,), strict=True))
-    return known[function.output[0]]
+        outputs = PARTS[node.op_type](*(tensors[name] for name in node.input))
+        tensors.update(zip(node.output, outputs if isinstance(outputs, tuple) else (outputs,), strict=True))
+    return tensors[function.output[0]]
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (4, 8), (13, 7)], ids=["pixel", "chunk", "13 x 7"])
-def test_the_parts_in_this_order_are_the_operation(model, height, width):
+def test_plugin_body_computes_the_operation(model, height, width):
     use_plugin_bodies(model)
     values = inputs(height, width)
     expected = cross_selective_scan_loop(*values)
     torch.testing.assert_close(run(body(model), values), expected, rtol=1e-10, atol=1e-10)
 
 
-def test_nodes_of_the_body_are_marked_as_plugins(model):
+def test_nodes_of_the_plugin_body_are_marked(model):
     use_plugin_bodies(model)
     assert [node.op_type for node in body(model).node] == list(PARTS)
     for node in body(model).node:
@@ -71,18 +70,18 @@ def test_nodes_of_the_body_are_marked_as_plugins(model):
         assert {attribute.name for attribute in node.attribute} == set(ATTRIBUTES)
 
 
-def test_the_operation_keeps_its_arguments_and_the_model_the_rest(model):
+def test_plugin_bodies_keep_arguments_and_the_rest_of_the_model(model):
     before = onnx.ModelProto.FromString(model.SerializeToString())
     use_plugin_bodies(model)
     assert (body(model).input, body(model).output) == (body(before).input, body(before).output)
     assert model.graph == before.graph
-    others = [function.name for function in model.functions if function.name not in PLUGIN_BODIES]
-    assert others == [function.name for function in before.functions if function.name not in PLUGIN_BODIES]
+    others = [function.name for function in model.functions if function.name != "CrossSelectiveScan"]
+    assert others == [function.name for function in before.functions if function.name != "CrossSelectiveScan"]
     once = model.SerializeToString()
     use_plugin_bodies(model)
     assert model.SerializeToString() == once
 
 
-def test_a_node_is_four_layers(model):
+def test_cross_scan_node_is_four_plugin_layers(model):
     use_plugin_bodies(model)
     assert plugin_layers(model) == [f"scan_7/{part}" for part in PARTS]

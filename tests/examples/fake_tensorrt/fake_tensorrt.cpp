@@ -1,6 +1,6 @@
-// A TensorRT that plays one network, on the CPU: mask_logits is the mean over RGB of the image, less the sum of
-// the tokens modulo 256. A plan is the text "SIZE LENGTH". Memory is only there between cudaMalloc and cudaFree,
-// and what is computed is there after the stream was waited for, so that an example that forgets either fails.
+// A fake TensorRT with one network, on the CPU: mask_logits is the mean over RGB of the image, minus the sum of
+// the tokens modulo 256. A plan is the text "SIZE LENGTH". Memory is valid between cudaMalloc and cudaFree only,
+// and results are written when the stream is synchronized, so an example that forgets either fails.
 
 #include <NvInferRuntime.h>
 
@@ -69,7 +69,7 @@ struct Runtime : nvinfer1::IRuntime {
         std::istringstream plan(std::string(static_cast<char const*>(blob), size));
         int64_t side = 0, length = 0;
         if (plan >> side >> length) return new Engine(side, length);
-        logger.log(nvinfer1::ILogger::Severity::kERROR, "no plan");
+        logger.log(nvinfer1::ILogger::Severity::kERROR, "not a plan");
         logger.log(nvinfer1::ILogger::Severity::kINFO, "not for the user");
         return nullptr;
     }

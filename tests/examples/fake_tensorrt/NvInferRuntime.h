@@ -1,5 +1,5 @@
-// The part of TensorRT's C++ API that find_object uses, declared as TensorRT declares it but for its tables:
-// enough to compile and run the example where neither TensorRT nor a GPU is. stand_in.cpp defines it.
+// The part of TensorRT's C++ API that find_object uses, with TensorRT's declarations but not its ABI: enough to
+// compile and run the example without TensorRT and without a GPU. Implemented in fake_tensorrt.cpp.
 
 #pragma once
 

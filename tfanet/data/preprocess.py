@@ -1,0 +1,93 @@
+"""Resizing of images and masks, resizing of logits, and tokenisation: the one copy. No PyTorch.
+
+`tokenize` alone imports open_clip, and with it PyTorch, when it is called first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image
+
+from tfanet.errors import UserError
+
+
+def resize_image(picture: Image.Image, size: int) -> np.ndarray:
+    """`picture` as uint8 `[size, size, 3]`, RGB: bilinear, antialiased, aspect not kept (as LAVT)."""
+    resized = picture.convert("RGB").resize((size, size), Image.Resampling.BILINEAR)
+    return np.array(resized, dtype=np.uint8)
+
+
+def resize_mask(mask: np.ndarray, size: int) -> np.ndarray:
+    """A mask uint8 `[H, W]` as uint8 `[size, size]`: the nearest pixel, so that 0 and 1 stay 0 and 1."""
+    picture = Image.fromarray(np.ascontiguousarray(mask, dtype=np.uint8))
+    return np.array(picture.resize((size, size), Image.Resampling.NEAREST), dtype=np.uint8)
+
+
+def logits_to_size(logits: np.ndarray, height: int, width: int) -> np.ndarray:
+    """float32 `[S, S]` resized to float32 `[height, width]`, in pixels: bilinear with `align_corners=False`.
+
+    The same numbers as `torch.nn.functional.interpolate`, up to rounding, without importing PyTorch.
+    """
+    values = np.asarray(logits, dtype=np.float32)
+    above, below, lower = _neighbours(values.shape[0], height)
+    left, right, inward = _neighbours(values.shape[1], width)
+    # Columns first: picking whole rows of the large result copies memory in one piece.
+    wide = values[:, left] + (values[:, right] - values[:, left]) * inward
+    return wide[above] + (wide[below] - wide[above]) * lower[:, None]
+
+
+def _neighbours(source: int, target: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """For each target pixel: the two source pixels around it (int64), and the weight of the second."""
+    position = np.maximum((np.arange(target) + 0.5) * (source / target) - 0.5, 0.0)
+    first = np.minimum(position.astype(np.int64), source - 1)
+    return first, np.minimum(first + 1, source - 1), (position - first).astype(np.float32)
+
+
+class Encoder(Protocol):
+    """What `token_rows` needs of a tokenizer; open_clip's `SimpleTokenizer` is one."""
+
+    sot_token_id: int
+    eot_token_id: int
+
+    def encode(self, text: str, /) -> list[int]: ...
+
+
+def token_rows(encoder: Encoder, sentences: Sequence[str], length: int, strict: bool = False) -> np.ndarray:
+    """CLIP token ids int64 `[len(sentences), length]`: SOT, the words, EOT, then zeros.
+
+    A sentence of more than `length` tokens, SOT and EOT counted, is cut and ends with EOT. With `strict`
+    it raises `UserError` instead, and so does a sentence without any word.
+    """
+    tokens = np.zeros((len(sentences), length), dtype=np.int64)
+    for row, sentence in zip(tokens, sentences, strict=True):
+        words = encoder.encode(sentence)
+        if strict and not words:
+            raise UserError("the sentence is empty; describe the object in words")
+        if strict and len(words) + 2 > length:
+            raise UserError(
+                f"the sentence has {len(words) + 2} tokens, the model takes {length}: shorten {sentence!r}"
+            )
+        words = words[: length - 2]
+        row[: len(words) + 2] = [encoder.sot_token_id, *words, encoder.eot_token_id]
+    return tokens
+
+
+@lru_cache(maxsize=1)
+def _tokenizer() -> Any:
+    from open_clip.tokenizer import SimpleTokenizer
+
+    return SimpleTokenizer()
+
+
+def tokenize(sentences: list[str], length: int, strict: bool = False) -> np.ndarray:
+    """CLIP token ids int64 `[len(sentences), length]` by open_clip's tokenizer: see `token_rows`."""
+    return token_rows(_tokenizer(), sentences, length, strict)
+
+
+def token_counts(sentences: Iterable[str]) -> list[int]:
+    """How many tokens each sentence has by open_clip's tokenizer, SOT and EOT counted: 2 for an empty one."""
+    return [len(_tokenizer().encode(sentence)) + 2 for sentence in sentences]
