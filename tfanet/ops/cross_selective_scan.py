@@ -28,9 +28,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tfanet.fp16 import accum_dtype
 from tfanet.ops import native
 from tfanet.ops.dispatch import gpu_kernels, use_triton
-from tfanet.ops.precision import accum_dtype
 from tfanet.ops.recurrence import channel_blocks, scan_gradients, scan_into
 from tfanet.ops.selective_scan import selective_scan_loop
 from tfanet.ops.traversals import DIRECTIONS, cross_merge, cross_scan, traversal_gradients

@@ -22,8 +22,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tfanet.fp16 import accum_dtype
 from tfanet.ops.dispatch import use_triton
-from tfanet.ops.precision import accum_dtype
 
 EPS = 1e-6
 """Keeps XNorm(0) = 0; far below the squared norm of any feature."""

@@ -28,8 +28,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tfanet.fp16 import accum_dtype
 from tfanet.ops.dispatch import gpu_kernels, use_triton
-from tfanet.ops.precision import accum_dtype
 from tfanet.ops.recurrence import channel_blocks, scan_gradients, scan_into
 
 # The oracle: one token after the other, as the equation reads.
