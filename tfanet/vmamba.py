@@ -58,6 +58,10 @@ class SS2D(nn.Module):
         self.out_proj = Pointwise(inner, dim, bias=False)
         self.reset_scan_parameters()
 
+    def no_weight_decay(self) -> set[str]:
+        """Decay rates, skip weights and step biases: decay would pull them away from their meaning."""
+        return {"A_logs", "Ds", "dt_projs_bias"}
+
     def reset_scan_parameters(self) -> None:
         """Mamba's initialisation: A = -(1..N), dt log-uniform in `DT_RANGE`, D = 1."""
         with torch.no_grad():

@@ -56,6 +56,10 @@ class WFDM(nn.Module):
         self.refine = nn.ModuleList(conv_bn_relu(dim, dim, 3) for _ in range(2))
         self.score = nn.Conv2d(dim, 2, 1)
 
+    def no_weight_decay(self) -> set[str]:
+        """The logits of the sums' weights, equation 26."""
+        return {"alpha"}
+
     def forward(self, fused: Sequence[Tensor], words: Sequence[Tensor], valid: Tensor) -> Tensor:
         """F_F_i [B, C_i, H_i, W_i], F_VL_i [B, d_i, L], i = 1..4, valid [B, L] -> float32 [B, S, S].
 

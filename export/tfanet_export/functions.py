@@ -114,7 +114,7 @@ def _function(name: str, body: str) -> onnx.FunctionProto:
 
 
 def _attention() -> str:
-    from tfanet.ops.linear_cross_attention import EPS
+    from tfanet.ops.xnorm import EPS
 
     return f"""
     eps = Constant <value_float = {EPS}> ()
