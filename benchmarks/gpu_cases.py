@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -275,30 +275,26 @@ def model_case(model: TFANet, batch: int, dtype: str, device: torch.device) -> C
 @contextmanager
 def vectorised_paths() -> Iterator[None]:
     """While the block runs, the operations do without Triton on CUDA, and without compiled code on a CPU."""
-    with patch.object(dispatch, "has_triton", lambda: False), patch.object(native, "_kernel", lambda _: None):
+    no_triton = patch.object(dispatch, "has_triton", lambda: False)
+    with scan_kernel("auto"), no_triton, patch.object(native, "_kernel", lambda _: None):
         yield
 
 
 @contextmanager
 def our_kernels() -> Iterator[None]:
-    """While the block runs, the scans on CUDA are ours, even where a rival is faster."""
-    kernels = triton_kernels()
-    ours = dispatch.GpuKernels(
-        dispatch.Kernel(TRITON, kernels.scan),
-        dispatch.Kernel(TRITON, kernels.scan_backward),
-        dispatch.Kernel(FUSED, kernels.cross),
-    )
-    with kernels_are(ours):
+    """While the block runs, the scans on CUDA use our Triton kernels."""
+    with scan_kernel("triton"):
         yield
 
 
 @contextmanager
-def kernels_are(kernels: dispatch.GpuKernels) -> Iterator[None]:
-    """While the block runs, `kernels` compute the scans on CUDA."""
-    with ExitStack() as stack:
-        for module in (_scan_module, _cross_module):
-            stack.enter_context(patch.object(module, "gpu_kernels", lambda device_type: kernels))
+def scan_kernel(name: str) -> Iterator[None]:
+    """While the block runs, the scans on CUDA use `name` (`tfanet.ops.use_scan_kernel`)."""
+    before = dispatch.use_scan_kernel(name)
+    try:
         yield
+    finally:
+        dispatch.use_scan_kernel(before)
 
 
 def bound(function: Callable[..., Result], inputs: tuple[Tensor, ...]) -> Call:

@@ -15,11 +15,10 @@ from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any, Protocol
-from unittest.mock import patch
 
 import torch
 from engines_measure import Timer
-from gpu_cases import SENTENCE, kernels_are, our_kernels, vectorised_paths
+from gpu_cases import SENTENCE, our_kernels, scan_kernel, vectorised_paths
 from gpu_measure import NotHere, failures, first_line
 from report import Table
 from torch import Tensor
@@ -165,16 +164,8 @@ def mamba_kernels(device: torch.device) -> Iterator[None]:
         raise NotHere("it needs CUDA")
     if dispatch.mamba_scan() is None:
         raise NotHere("it is not installed")
-    with patch.object(dispatch, "fastest", _unfused):
-        kernels = dispatch.gpu_kernels.__wrapped__("cuda")
-    with kernels_are(kernels):
+    with scan_kernel("mamba-ssm"):
         yield
-
-
-def _unfused(kernels: dispatch.Kernels, inputs: tuple[Tensor, ...]) -> dispatch.Kernel:
-    """In the place of `dispatch.fastest`: the rival, not our kernel."""
-    name = "traversals" if "traversals" in kernels else "mamba_ssm"
-    return dispatch.Kernel(name, kernels[name])
 
 
 @contextmanager

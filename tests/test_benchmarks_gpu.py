@@ -285,23 +285,24 @@ def test_the_model_runs_with_our_kernels_and_without(random_model, monkeypatch, 
     cross = vmamba.cross_selective_scan
 
     def watched(*inputs):
-        seen.append((dispatch.has_triton(), *(kernel.name for kernel in cross_module.gpu_kernels("cuda"))))
+        kernels = cross_module.gpu_kernels(inputs[0])
+        seen.append(kernels and kernels.name)
         return cross(*inputs)
 
-    rivals = dispatch.GpuKernels(*[dispatch.Kernel("mamba_ssm", cross)] * 3)
     monkeypatch.setattr(vmamba, "cross_selective_scan", watched)
     monkeypatch.setattr(dispatch, "has_triton", lambda: True)
-    for module in (scan_module, cross_module):
-        monkeypatch.setattr(module, "gpu_kernels", lambda device_type: rivals)
+    monkeypatch.setattr(dispatch, "_setting", "mamba-ssm")
+    monkeypatch.setattr(dispatch, "mamba_scan", lambda: cross)
     case = gpu_cases.model_case(random_model, 2, dtype, CPU)
     ways = {candidate.name: candidate.prepare() for candidate in case.candidates}
     with torch.no_grad():
         ways[gpu_cases.OUR_KERNELS]()
-        assert set(seen) == {(True, gpu_cases.TRITON, gpu_cases.TRITON, gpu_cases.FUSED)}
+        assert set(seen) == {"Triton"}
         seen.clear()
         logits = ways[gpu_cases.VECTORISED]()
-    assert set(seen) == {(False, *["mamba_ssm"] * 3)}
+    assert set(seen) == {None}
     assert dispatch.has_triton()
+    assert dispatch._setting == "mamba-ssm"
     assert logits.shape == (2, 96, 96)
 
 

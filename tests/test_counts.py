@@ -58,8 +58,9 @@ def test_operations(op, shapes, macs, scans):
         assert counter.get_total_flops() == 2 * expected
 
 
-def test_no_operation_goes_uncounted():
-    assert {getattr(torch.ops.tfanet, name) for name in tfanet.ops.__all__} == set(FLOPS)
+def test_every_operation_is_counted():
+    operations = set(tfanet.ops.__all__) - {"use_scan_kernel"}
+    assert {getattr(torch.ops.tfanet, name) for name in operations} == set(FLOPS)
 
 
 @pytest.fixture(scope="module")

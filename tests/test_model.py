@@ -15,6 +15,7 @@ from tfanet.errors import UserError
 from tfanet.mlam import MLAM
 from tfanet.ops.selective_scan import selective_scan_loop
 from tfanet.text import TextEncoder, tower_config
+from tfanet.training.schedule import parameter_groups
 from tfanet.wfdm import WFDM
 
 LENGTH = 17
@@ -46,6 +47,28 @@ def test_base_is_the_papers_size():
     with torch.device("meta"):
         model = tfanet.build_model("base")
     assert sum(parameter.numel() for parameter in model.parameters()) == pytest.approx(268.46e6, rel=0.03)
+
+
+@pytest.mark.parametrize(
+    ("name", "counts"),
+    [("tiny", {"backbone": (40, 70), "text": (8, 20), "rest": (174, 104)}),
+     ("base", {"backbone": (152, 246), "text": (48, 100), "rest": (214, 160)})],
+)  # fmt: skip
+def test_modules_exclude_their_parameters_from_weight_decay(name, counts):
+    """Parameters with and without decay by part; those that are excluded although they are no vectors."""
+    with torch.device("meta"):
+        model = tfanet.build_model(name)
+    groups = parameter_groups(model, 0.01, {"backbone": 1.0, "text": 1.0, "rest": 1.0})
+    numbers = {(group["part"], group["weight_decay"] > 0): len(group["params"]) for group in groups}
+    for part, (decayed, excluded) in counts.items():
+        assert (numbers[part, True], numbers[part, False]) == (decayed, excluded)
+    without = {id(p) for group in groups if group["weight_decay"] == 0 for p in group["params"]}
+    matrices = {n for n, p in model.named_parameters() if id(p) in without and p.ndim > 1}
+    scans = [n for n, module in model.named_modules() if isinstance(module, vmamba.SS2D)]
+    expected = {f"{scan}.{name}" for scan in scans for name in ("A_logs", "dt_projs_bias")}
+    expected |= {f"plus.{i}.mlam.gamma_{kind}" for i in range(4) for kind in ("vl", "lv")}
+    expected |= {"text.tower.token_embedding.weight", "text.tower.positional_embedding"}
+    assert matrices == expected
 
 
 def test_base_text_tower_is_clips_vit_l_14():

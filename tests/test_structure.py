@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import importlib
 import json
 import subprocess
@@ -87,6 +88,18 @@ def test_imports_run_one_way(package):
     for path in sorted(FOLDERS[package].rglob("*.py")):
         wrong = {name for name in imports_of(path) if name.split(".")[0] in forbidden}
         assert not wrong, f"{path.relative_to(ROOT)} imports {wrong}"
+
+
+def test_no_module_of_tfanet_imports_itself_through_others():
+    """Imports inside functions count, those for type checkers do too; packages' `__init__` do not."""
+    folder = FOLDERS["tfanet"]
+    modules = {
+        ".".join(path.relative_to(folder.parent).with_suffix("").parts): path
+        for path in folder.rglob("*.py")
+        if path.stem != "__init__"
+    }
+    graph = {name: (imports_of(path) & modules.keys()) - {name} for name, path in modules.items()}
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError with the names
 
 
 def test_nobody_imports_a_command_line():

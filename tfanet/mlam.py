@@ -64,6 +64,10 @@ class MLAM(nn.Module):
         self.weight_vl = nn.Parameter(torch.full((scales,), 1 / scales))
         self.weight_lv = nn.Parameter(torch.full((scales,), 1 / scales))
 
+    def no_weight_decay(self) -> set[str]:
+        """The scales of X-Norm, one a head."""
+        return {"gamma_vl", "gamma_lv"}
+
     def forward(self, visual: Tensor, words: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
         """F_V [B, C, H, W], F_W [B, W, L], valid [B, L] -> F_VL [B, d, L], F_LV [B, d, H, W].
 

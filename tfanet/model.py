@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from tfanet.baseline import ConvDecoder, ConvFusion, WordProduct
 from tfanet.cfsm import CFSM
 from tfanet.config import TFANetConfig, preset
+from tfanet.fp16 import to_fp32
 from tfanet.mlam import KnowledgePlus
 from tfanet.text import TextEncoder
 from tfanet.transformer import JointTransformer
@@ -73,7 +74,7 @@ class TFANet(nn.Module):
     def normalise(self, image: Tensor) -> Tensor:
         """uint8 [B, S, S, 3] -> [B, 3, S, S] in the model's dtype, computed in FP32."""
         # Cast first: TensorRT takes uint8 as a network input and as the input of a cast, nowhere else.
-        x = (image.float().permute(0, 3, 1, 2) - self.image_mean.float()) / self.image_std.float()
+        x = (to_fp32(image).permute(0, 3, 1, 2) - to_fp32(self.image_mean)) / to_fp32(self.image_std)
         return x.to(cast(Tensor, self.vmamba.patch_embed[0].weight).dtype)
 
 

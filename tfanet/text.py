@@ -75,6 +75,10 @@ class TextEncoder(nn.Module):
             raise _not_clip(name, "its attention is not causal")
         self.width: int = config["width"]
 
+    def no_weight_decay(self) -> set[str]:
+        """The embeddings: most tokens occur in no batch, and decay would only shrink theirs."""
+        return {"tower.token_embedding.weight", "tower.positional_embedding"}
+
     def load_pretrained(self, source: str) -> None:
         """Load this tower's weights from a CLIP: a checkpoint file, or one of open_clip's pretrained tags.
 

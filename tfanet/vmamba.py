@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from tfanet.config import TFANetConfig
 from tfanet.errors import UserError
 from tfanet.files import require_file
+from tfanet.fp16 import to_fp32
 from tfanet.layers import LayerNorm2d, Pointwise, channels_first, channels_last
 from tfanet.ops import cross_selective_scan, selective_scan
 
@@ -57,6 +58,10 @@ class SS2D(nn.Module):
         self.out_proj = Pointwise(inner, dim, bias=False)
         self.reset_scan_parameters()
 
+    def no_weight_decay(self) -> set[str]:
+        """Decay rates, skip weights and step biases: decay would pull them away from their meaning."""
+        return {"A_logs", "Ds", "dt_projs_bias"}
+
     def reset_scan_parameters(self) -> None:
         """Mamba's initialisation: A = -(1..N), dt log-uniform in `DT_RANGE`, D = 1."""
         with torch.no_grad():
@@ -73,13 +78,13 @@ class SS2D(nn.Module):
         # dt, B and C of every direction, K (R + 2N) values a pixel: the same in whatever order pixels are
         # read.
         p = F.linear(x, self.x_proj.weight.flatten(1))
-        A = -torch.exp(self.A_logs.float())
+        A = -torch.exp(to_fp32(self.A_logs))
         scan = cross_selective_scan if self.directions == 4 else self._scan_both_ways
         parameters = (
             self.dt_projs.weight.flatten(1),
             A,
-            self.Ds.float(),
-            self.dt_projs_bias.flatten().float(),
+            to_fp32(self.Ds),
+            to_fp32(self.dt_projs_bias.flatten()),
         )
         y = self.out_norm(scan(x, p, *parameters)).to(x.dtype)
         return channels_first(self.out_proj(y))

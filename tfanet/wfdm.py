@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from tfanet.config import TFANetConfig
+from tfanet.fp16 import to_fp32
 from tfanet.layers import masked_mean, resize
 
 
@@ -35,8 +36,7 @@ def conv_bn_relu(inputs: int, outputs: int, kernel: int) -> nn.Sequential:
 
 def foreground_score(scores: Tensor) -> Tensor:
     """Background and foreground [B, 2, H, W] -> foreground minus background, float32 [B, 1, H, W]."""
-    # float32 from here: the logits are compared with 0, and FP16 would move the border.
-    background, foreground = scores.float().unbind(1)
+    background, foreground = to_fp32(scores).unbind(1)
     return (foreground - background)[:, None]
 
 
@@ -55,6 +55,10 @@ class WFDM(nn.Module):
         self.merge = nn.ModuleList(conv_bn_relu(dim, dim, 3) for _ in range(levels - 1))
         self.refine = nn.ModuleList(conv_bn_relu(dim, dim, 3) for _ in range(2))
         self.score = nn.Conv2d(dim, 2, 1)
+
+    def no_weight_decay(self) -> set[str]:
+        """The logits of the sums' weights, equation 26."""
+        return {"alpha"}
 
     def forward(self, fused: Sequence[Tensor], words: Sequence[Tensor], valid: Tensor) -> Tensor:
         """F_F_i [B, C_i, H_i, W_i], F_VL_i [B, d_i, L], i = 1..4, valid [B, L] -> float32 [B, S, S].

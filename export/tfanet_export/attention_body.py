@@ -7,7 +7,7 @@ from tfanet_plugins.operations import ScanSizes
 
 def linear_cross_attention(_: ScanSizes) -> str:
     """`LinearCrossAttention`: products in float32, the output in the type of q."""
-    from tfanet.ops.linear_cross_attention import EPS
+    from tfanet.ops.xnorm import EPS
 
     return f"""
     eps = Constant <value_float = {EPS}> ()

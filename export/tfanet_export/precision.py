@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torch.utils import _pytree as pytree
-
-from tfanet.blocks import blocks_of, require_blocks
+from tfanet.blocks import require_blocks
 from tfanet.checkpoint import weights_sha256
 from tfanet.errors import UserError
 from tfanet.files import require_file, write_json
@@ -62,19 +57,3 @@ class Precision:
                 "the precision file was made for other weights; make one: tfanet-eval drift --fp16 --propose"
             )
         require_blocks(model, self.keep_fp32)
-
-
-def cast_at_borders(model: TFANet, keep: Collection[str]) -> None:
-    """Let every block of a half model take its inputs in its own precision: FP32 for `keep`, FP16 for others.
-
-    Outputs are left as they are, so that a value beyond FP16's range passes from one FP32 block to the next.
-    """
-    for name, block in blocks_of(model).items():
-        dtype = torch.float32 if name in keep else torch.float16
-
-        def hook(_block: nn.Module, args: Any, kwargs: Any, dtype: torch.dtype = dtype) -> Any:
-            return pytree.tree_map_only(
-                Tensor, lambda x: x.to(dtype) if x.is_floating_point() else x, (args, kwargs)
-            )
-
-        block.register_forward_pre_hook(hook, with_kwargs=True)

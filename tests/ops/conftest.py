@@ -7,7 +7,7 @@ tests of kernels are skipped in an ordinary session, and `test_interpreted_trito
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -26,23 +26,6 @@ def device(monkeypatch: pytest.MonkeyPatch) -> str:
     for name in ("empty", "empty_like"):
         monkeypatch.setattr(torch, name, _poisoned(getattr(torch, name)))
     return "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
-
-
-@pytest.fixture
-def choose(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]]:
-    """`choose(i)`: of rival kernels the i-th is taken, untimed; the choice is forgotten after the test."""
-    from tfanet.ops import dispatch
-
-    def chosen(number: int) -> None:
-        monkeypatch.setattr(
-            dispatch, "fastest", lambda kernels, inputs: dispatch.Kernel(*list(kernels.items())[number])
-        )
-        dispatch.gpu_kernels.cache_clear()
-
-    monkeypatch.setattr(dispatch, "TRIAL", (1, 4, 2, 3))
-    monkeypatch.setattr(dispatch, "mamba_scan", lambda: None)
-    yield chosen
-    dispatch.gpu_kernels.cache_clear()
 
 
 def _poisoned(allocate: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:

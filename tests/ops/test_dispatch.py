@@ -1,95 +1,57 @@
-"""The choice of the scans' kernels, with stand-ins for what needs a GPU."""
+"""The choice of the scan kernels, with a fake mamba_ssm in place of the package."""
 
+import importlib
 import sys
-from importlib import import_module
 from types import ModuleType
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
-from tfanet.ops import cross_selective_scan, dispatch, native, selective_scan
+from tfanet.errors import UserError
+from tfanet.ops import cross_selective_scan, dispatch, native, selective_scan, use_scan_kernel
+from tfanet.ops.cross_selective_scan import cross_selective_scan_backward
 from tfanet.ops.selective_scan import selective_scan_backward, selective_scan_loop
 from tfanet.ops.traversals import scan_traversals
+from tfanet.training.cli import app as train_app
 
-
-@pytest.fixture
-def small(monkeypatch):
-    monkeypatch.setattr(dispatch, "TRIAL", (1, 4, 3, 5))
-    return dispatch.trial_inputs("cpu", torch.float32)
-
-
-class Clock:
-    """A clock that only slow kernels move, so that a busy machine changes nothing."""
-
-    def __init__(self):
-        self.now = 0.0
-
-    def perf_counter(self):
-        return self.now
-
-
-CLOCK = Clock()
+BATCH, GROUPS, CHANNELS, SIDE, RANK = 1, 4, 3, 5, 2
+ROWS, LENGTH = GROUPS * CHANNELS, SIDE * SIDE
 
 
 @pytest.fixture(autouse=True)
-def _clock(monkeypatch):
-    monkeypatch.setattr(dispatch, "time", CLOCK)
+def _default_setting():
+    yield
+    use_scan_kernel("auto")
 
 
-def slow(*inputs):
-    CLOCK.now += 1
-    return selective_scan(*inputs)
+def normal(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def wrong(*inputs):
-    return selective_scan(*inputs) + 1
+@pytest.fixture
+def scan_inputs():
+    weights = [normal(BATCH, GROUPS, 1, LENGTH, seed=seed) for seed in (2, 3)]
+    u, delta = normal(BATCH, ROWS, LENGTH), normal(BATCH, ROWS, LENGTH, seed=1)
+    return [u, delta, -torch.ones(ROWS, 1), *weights, normal(ROWS, seed=4), normal(ROWS, seed=5) - 4]
 
 
-def undefined(*inputs):
-    return selective_scan(*inputs) * torch.nan
+@pytest.fixture
+def cross_inputs():
+    x, p = normal(BATCH, SIDE, SIDE, CHANNELS), normal(BATCH, SIDE, SIDE, GROUPS * (RANK + 2), seed=1)
+    weight = normal(ROWS, RANK, seed=2) * RANK**-0.5
+    return [x, p, weight, -torch.ones(ROWS, 1), normal(ROWS, seed=4), normal(ROWS, seed=5) - 4]
 
 
-@pytest.mark.parametrize(
-    ("scans", "chosen"),
-    [
-        ({"ours": selective_scan, "theirs": slow}, "ours"),
-        ({"ours": slow, "theirs": selective_scan}, "theirs"),
-        ({"ours": slow, "theirs": wrong}, "ours"),
-        ({"ours": slow, "theirs": undefined}, "ours"),
-        ({"ours": slow}, "ours"),
-    ],
-    ids=["ours-is-faster", "theirs-is-faster", "theirs-is-wrong", "theirs-is-nan", "no-rival"],
-)
-def test_the_fastest_right_one_is_taken(small, scans, chosen):
-    kernel = dispatch.fastest(scans, small[0])
-    assert (kernel.name, kernel.run) == (chosen, scans[chosen])
-
-
-def test_one_wrong_gradient_is_enough_to_be_left_out(small):
-    inputs = (small[0][0], *small[0])
-
-    def right(*inputs):
-        CLOCK.now += 1
-        return selective_scan_backward(*inputs)
-
-    def almost(*inputs):
-        *others, dbias = selective_scan_backward(*inputs)
-        return *others, dbias + dbias.abs().max() / 100
-
-    assert dispatch.fastest({"right": right, "almost": almost}, inputs).name == "right"
-    same = {"right": right, "same": selective_scan_backward}
-    assert dispatch.fastest(same, inputs).name == "same"
-
-
-class Rival(torch.autograd.Function):
-    """`mamba_ssm`'s way: a function with a gradient of its own, in FP32."""
+class FakeScan(torch.autograd.Function):
+    """As in mamba_ssm: an autograd function."""
 
     dtypes: set = set()  # noqa: RUF012
 
     @staticmethod
     def forward(ctx, *inputs):
         ctx.save_for_backward(*inputs)
-        Rival.dtypes |= {x.dtype for x in inputs}
+        FakeScan.dtypes |= {x.dtype for x in inputs}
         return selective_scan_loop(*inputs)
 
     @staticmethod
@@ -99,33 +61,39 @@ class Rival(torch.autograd.Function):
 
 @pytest.fixture
 def mamba(monkeypatch):
-    """A `mamba_ssm` with the signature of the real one; gives the list of what it was told."""
-    told = []
+    """A fake mamba_ssm with the real one's signature; gives the list of its `delta_softplus` arguments."""
+    softplus = []
 
     def selective_scan_fn(u, delta, A, B, C, D, z=None, delta_bias=None, delta_softplus=False):
-        told.append(delta_softplus)
-        return Rival.apply(u, delta, A, B, C, D, delta_bias)
+        softplus.append(delta_softplus)
+        return FakeScan.apply(u, delta, A, B, C, D, delta_bias)
 
     names = ("mamba_ssm", "mamba_ssm.ops", "mamba_ssm.ops.selective_scan_interface")
     for name in names:
         monkeypatch.setitem(sys.modules, name, ModuleType(name))
     sys.modules[names[-1]].selective_scan_fn = selective_scan_fn
-    monkeypatch.setattr(Rival, "dtypes", set())
-    return told
+    monkeypatch.setattr(FakeScan, "dtypes", set())
+    return softplus
 
 
-def test_mamba_ssm_is_called_with_its_own_signature(small, mamba):
-    half = [x.half() for x in small[0]]
+def assert_gradients_close(actual, expected):
+    for ours, right in zip(actual, expected, strict=True):
+        assert ours.dtype == right.dtype
+        torch.testing.assert_close(ours, right, rtol=2e-3, atol=2e-3 * right.abs().max().item())
+
+
+def test_mamba_ssm_is_called_with_its_own_signature(scan_inputs, mamba):
+    half = [x.half() for x in scan_inputs]
     scan = dispatch.mamba_scan()
     torch.testing.assert_close(scan(*half), selective_scan(*half), rtol=1e-5, atol=1e-5)
     assert set(mamba) == {True}
-    assert Rival.dtypes == {torch.float32}
+    assert FakeScan.dtypes == {torch.float32}
 
 
-def test_mamba_ssms_gradients_within_an_operation(small, mamba):
-    """PyTorch runs an operation's kernels without recording: its autograd has to be asked for."""
-    half = [x.half() for x in small[0]]
-    dy = torch.randn(half[0].shape, generator=torch.Generator().manual_seed(1))
+def test_gradients_of_mamba_ssm_within_an_operation(scan_inputs, mamba):
+    """PyTorch runs an operation's kernels without recording: `gradients_of` must enable autograd."""
+    half = [x.half() for x in scan_inputs]
+    dy = normal(*half[0].shape, seed=1)
     expected = selective_scan_backward(dy, *half)
     scan = dispatch.mamba_scan()
 
@@ -133,65 +101,101 @@ def test_mamba_ssms_gradients_within_an_operation(small, mamba):
     def gradients(dy: torch.Tensor, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
         return list(dispatch.gradients_of(scan, dy, *inputs))
 
-    found = gradients(dy, half)
+    actual = gradients(dy, half)
     assert set(mamba) == {True}
-    for ours, right in zip(found, expected, strict=True):
-        assert ours.dtype == right.dtype
-        torch.testing.assert_close(ours, right, rtol=2e-3, atol=2e-3 * right.abs().max().item())
+    assert_gradients_close(actual, expected)
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-def test_every_kernel_is_chosen_by_itself_and_once(small, mamba, monkeypatch, mode):
-    """Stand-ins for ours: a slow scan and a slow 2-D scan beside gradients that nothing beats."""
-    pytest.importorskip("triton")
-    ours, fused = (import_module(f"tfanet.ops.{name}selective_scan_triton") for name in ("", "cross_"))
-
-    def slow_cross(*inputs):
-        CLOCK.now += 1
-        return cross_selective_scan(*inputs)
-
-    monkeypatch.setattr(ours, "selective_scan_forward", slow)
-    monkeypatch.setattr(ours, "selective_scan_backward", selective_scan_backward)
-    monkeypatch.setattr(fused, "cross_selective_scan_forward", slow_cross)
-    dispatch.gpu_kernels.cache_clear()
+def test_mamba_ssm_computes_both_scans(scan_inputs, cross_inputs, mamba, mode):
+    """The functions that PyTorch calls for CUDA tensors, on CPU tensors."""
+    use_scan_kernel("mamba-ssm")
+    expected = selective_scan(*scan_inputs), cross_selective_scan(*cross_inputs)
+    one, two = (importlib.import_module(f"tfanet.ops.{name}selective_scan") for name in ("", "cross_"))
     with mode():
-        chosen = dispatch.gpu_kernels("cpu")
-        called = len(mamba)
-        assert dispatch.gpu_kernels("cpu") is chosen
-    dispatch.gpu_kernels.cache_clear()
-    assert [kernel.name for kernel in chosen] == ["mamba_ssm", "Triton", "traversals"]
-    assert called == len(mamba)
-    found = chosen.cross_scan.run(*small[1])
-    torch.testing.assert_close(found, cross_selective_scan(*small[1]), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(one._on_gpu(*scan_inputs), expected[0], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(two._on_gpu(*cross_inputs), expected[1], rtol=1e-4, atol=1e-4)
+    assert mamba == [True, True]
 
 
-def test_without_mamba_ssm_there_is_none_to_choose(monkeypatch):
+def test_mamba_ssm_computes_both_gradients(scan_inputs, cross_inputs, mamba):
+    use_scan_kernel("mamba-ssm")
+    one, two = (importlib.import_module(f"tfanet.ops.{name}selective_scan") for name in ("", "cross_"))
+    dy = normal(*scan_inputs[0].shape, seed=6)
+    expected = selective_scan_backward(dy, *scan_inputs)
+    assert_gradients_close(one._backward_on_gpu(dy, *scan_inputs), expected)
+    dy = normal(*cross_inputs[0].shape, seed=6)
+    expected = cross_selective_scan_backward(dy, *cross_inputs)
+    assert_gradients_close(two._backward_on_gpu(dy, *cross_inputs), expected)
+    assert mamba == [True, True]
+
+
+@pytest.mark.parametrize("setting", dispatch.SCAN_KERNELS)
+def test_fp64_and_empty_tensors_take_the_vectorised_code(setting, mamba, monkeypatch):
+    monkeypatch.setattr(dispatch, "has_triton", lambda: True)
+    use_scan_kernel(setting)
+    assert dispatch.gpu_kernels(torch.ones(1, dtype=torch.float64)) is None
+    assert dispatch.gpu_kernels(torch.ones(0)) is None
+
+
+def test_without_mamba_ssm_there_is_no_scan(monkeypatch):
     monkeypatch.setitem(sys.modules, "mamba_ssm", None)
     assert dispatch.mamba_scan() is None
 
 
-def test_traversals_are_the_scan_of_two_dimensions(small):
-    torch.testing.assert_close(
-        scan_traversals(selective_scan_loop, *small[1]), cross_selective_scan(*small[1]), rtol=1e-4, atol=1e-5
-    )
-
-
-KERNELS = dispatch.GpuKernels(
-    dispatch.Kernel("mamba_ssm", slow), dispatch.Kernel("Triton", slow), dispatch.Kernel("fused", slow)
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("cuda", "unknown scan kernel 'cuda'; known: auto, triton, mamba-ssm"),
+        ("triton", "Triton is not installed"),
+        ("mamba-ssm", r"mamba_ssm is missing or does not load; install it: pip install 'tfanet\[mamba\]'"),
+    ],
 )
+def test_missing_or_unknown_kernel_is_an_error_in_one_line(name, message, monkeypatch):
+    monkeypatch.setitem(sys.modules, "mamba_ssm", None)
+    monkeypatch.setattr(dispatch, "has_triton", lambda: False)
+    with pytest.raises(UserError, match=message) as error:
+        use_scan_kernel(name)
+    assert "\n" not in str(error.value)
+    assert use_scan_kernel("auto") == "auto"  # unchanged
+
+
+def test_the_setting_before_is_returned(mamba):
+    assert use_scan_kernel("mamba-ssm") == "auto"
+    assert use_scan_kernel("auto") == "mamba-ssm"
+
+
+def test_traversals_equal_the_2d_scan(cross_inputs):
+    torch.testing.assert_close(
+        scan_traversals(selective_scan_loop, *cross_inputs), cross_selective_scan(*cross_inputs),
+        rtol=1e-4, atol=1e-5,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("device", "triton", "library", "said"),
+    ("device", "setting", "triton", "library", "text"),
     [
-        ("cpu", True, None, "scans vectorised"),
-        ("cpu", True, "_native.so", "scans compiled"),
-        ("cuda", False, "_native.so", "scans vectorised"),
-        ("cuda", True, None, "scans by mamba_ssm, their gradients by Triton, 2-D scans fused"),
+        ("cpu", "auto", True, None, "scans vectorised"),
+        ("cpu", "auto", True, "_native.so", "scans compiled"),
+        ("cpu", "mamba-ssm", True, "_native.so", "scans compiled"),
+        ("cuda", "auto", False, "_native.so", "scans vectorised"),
+        ("cuda", "auto", True, None, "scans by Triton"),
+        ("cuda", "triton", True, None, "scans by Triton"),
+        ("cuda", "mamba-ssm", True, None, "scans by mamba_ssm"),
+        ("cuda", "mamba-ssm", False, None, "scans by mamba_ssm"),
     ],
 )
-def test_the_choice_in_words(monkeypatch, device, triton, library, said):
+def test_description_of_the_kernels(monkeypatch, mamba, device, setting, triton, library, text):
+    if triton:
+        pytest.importorskip("triton")
     monkeypatch.setattr(dispatch, "has_triton", lambda: triton)
     monkeypatch.setattr(native, "library", lambda: library)
-    monkeypatch.setattr(dispatch, "gpu_kernels", lambda device_type: KERNELS)
-    assert dispatch.scans_by(device) == said
+    use_scan_kernel(setting)
+    assert dispatch.scans_by(device) == text
+
+
+def test_training_rejects_a_missing_kernel_before_it_starts(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "mamba_ssm", None)
+    arguments = ["--scan-kernel", "mamba-ssm", "--out", str(tmp_path / "run")]
+    with pytest.raises(UserError, match="mamba_ssm is missing"):
+        CliRunner().invoke(train_app, arguments, catch_exceptions=False)

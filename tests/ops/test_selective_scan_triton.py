@@ -140,7 +140,7 @@ def test_results_do_not_depend_on_the_tile_or_the_run(device):
     assert_close(other, first, 5e-6)
 
 
-def test_cuda_tensors_reach_the_kernels(device, monkeypatch, choose):
+def test_cuda_tensors_reach_the_kernels(device, monkeypatch):
     """The functions that PyTorch calls for CUDA tensors; without a GPU, with the interpreter's tensors."""
     import importlib
 
@@ -153,7 +153,6 @@ def test_cuda_tensors_reach_the_kernels(device, monkeypatch, choose):
         monkeypatch.setattr(
             kernels, name, lambda *inputs, real=real: calls.append(real.__name__) or real(*inputs)
         )
-    choose(0)
     inputs = [x.to(device) for x in make_inputs(1, 2, 2, 1, 9, 1.0).values()]
     expected = oracle(dict(zip(NAMES, (x.cpu() for x in inputs), strict=True)), torch.ones(1, 4, 9))
     found = [module._on_gpu(*inputs), *module._backward_on_gpu(torch.ones(1, 4, 9, device=device), *inputs)]

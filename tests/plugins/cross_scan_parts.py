@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tfanet.ops.precision import accum_dtype
+from tfanet.fp16 import accum_dtype
 
 CHUNK = 32
 

@@ -28,9 +28,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tfanet.fp16 import accum_dtype
 from tfanet.ops import native
-from tfanet.ops.dispatch import gpu_kernels, use_triton
-from tfanet.ops.precision import accum_dtype
+from tfanet.ops.dispatch import gpu_kernels
 from tfanet.ops.recurrence import channel_blocks, scan_gradients, scan_into
 from tfanet.ops.selective_scan import selective_scan_loop
 from tfanet.ops.traversals import DIRECTIONS, cross_merge, cross_scan, traversal_gradients
@@ -164,12 +164,10 @@ def cross_selective_scan(
 def _on_gpu(x: Tensor, p: Tensor, dt_weight: Tensor, A: Tensor, D: Tensor, delta_bias: Tensor) -> Tensor:
     _check(x, p, dt_weight, A, D, delta_bias)
     with torch.autocast(x.device.type, enabled=False):
-        if use_triton(x):
-            from tfanet.ops.cross_selective_scan_triton import supported
-
-            if supported(x, p):
-                return gpu_kernels(x.device.type).cross_scan.run(x, p, dt_weight, A, D, delta_bias)
-        return _forward(x, p, dt_weight, A, D, delta_bias)
+        kernels = gpu_kernels(x)
+        if kernels is None or max(x[0].numel(), p[0].numel()) >= kernels.max_map:
+            return _forward(x, p, dt_weight, A, D, delta_bias)
+        return kernels.cross_scan(x, p, dt_weight, A, D, delta_bias)
 
 
 @cross_selective_scan.register_fake
@@ -192,10 +190,10 @@ def _backward_on_gpu(
     dy: Tensor, x: Tensor, p: Tensor, dt_weight: Tensor, A: Tensor, D: Tensor, delta_bias: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     with torch.autocast(x.device.type, enabled=False):
-        if not use_triton(x):
+        kernels = gpu_kernels(x)
+        if kernels is None:
             return _backward(dy, x, p, dt_weight, A, D, delta_bias)
-        gradients = gpu_kernels(x.device.type).gradients.run
-        return traversal_gradients(gradients, dy, x, p, dt_weight, A, D, delta_bias)
+        return traversal_gradients(kernels.gradients, dy, x, p, dt_weight, A, D, delta_bias)
 
 
 @cross_selective_scan_backward.register_fake

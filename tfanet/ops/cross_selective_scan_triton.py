@@ -177,11 +177,6 @@ def start_block(pixels: int) -> int:
     return min(triton.next_power_of_2(triton.cdiv(pixels, CHUNK)), 64)
 
 
-def supported(x: Tensor, p: Tensor) -> bool:
-    """Whether the kernels take these sizes."""
-    return max(x[0].numel(), p[0].numel()) < MAX_ELEMENTS
-
-
 def cross_selective_scan_forward(
     x: Tensor, p: Tensor, dt_weight: Tensor, A: Tensor, D: Tensor, delta_bias: Tensor
 ) -> Tensor:

@@ -1,11 +1,19 @@
-"""Which kernels serve CUDA tensors: Triton's, or `mamba_ssm`'s where they are faster; else vectorised.
+"""Which kernels compute the operations on CUDA tensors: Triton's, `mamba_ssm`'s, or the vectorised code.
 
-Rivals are timed on one problem when a kernel is first needed, and the choice holds as long as the process.
+The scan kernels are a setting of the process, `use_scan_kernel`:
+
+| name        | kernels                                                                           |
+|-------------|-----------------------------------------------------------------------------------|
+| `auto`      | Triton's where Triton is installed, else vectorised                               |
+| `triton`    | Triton's                                                                          |
+| `mamba-ssm` | `mamba_ssm`'s scan and gradients in FP32; the 2-D scan as four traversals of them |
+
+FP64 and empty tensors always take the vectorised code.
 """
 
 from __future__ import annotations
 
-import time
+import math
 from collections.abc import Callable
 from functools import cache, partial
 from importlib.util import find_spec
@@ -14,89 +22,98 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-TRIAL = (1, 4, 256, 60)
-"""Batch, groups, channels of a group and side of the map that are timed: stage 2 of a 480 x 480 picture."""
-TOLERANCE = 1e-3
-"""Largest error of a rival, as a share of the largest value, half gradients' rounding included."""
+from tfanet.errors import UserError
 
-Kernels = dict[str, Callable[..., Any]]
-"""Rivals by name."""
+SCAN_KERNELS = ("auto", "triton", "mamba-ssm")
+
+_setting = "auto"
 
 
-class Kernel(NamedTuple):
-    """A name for people, and what computes the operation."""
+class ScanKernels(NamedTuple):
+    """Functions that compute the scans on a GPU, and their name for users."""
 
     name: str
-    run: Callable[..., Any]
+    scan: Callable[..., Tensor]
+    """As `selective_scan`."""
+    gradients: Callable[..., Any]
+    """As `selective_scan_backward`."""
+    cross_scan: Callable[..., Tensor]
+    """As `cross_selective_scan`."""
+    max_map: float = math.inf
+    """`cross_scan` needs fewer elements than this in one image's x and in its p."""
 
 
-class GpuKernels(NamedTuple):
-    """What computes the scans on a GPU."""
+def use_scan_kernel(name: str) -> str:
+    """Let scans on a GPU use `name`, one of `SCAN_KERNELS`, from now on; returns the setting before.
 
-    scan: Kernel
-    """As `selective_scan`: `Triton` or `mamba_ssm`."""
-    gradients: Kernel
-    """As `selective_scan_backward`: the same."""
-    cross_scan: Kernel
-    """As `cross_selective_scan`: `fused`, or `traversals` around the scan."""
+    Raises `UserError` when the name is unknown or its package is missing.
+    """
+    global _setting
+    if name not in SCAN_KERNELS:
+        raise UserError(f"unknown scan kernel {name!r}; known: {', '.join(SCAN_KERNELS)}")
+    if name == "triton" and not has_triton():
+        raise UserError("Triton is not installed; use the scan kernel auto, or pip install triton")
+    if name == "mamba-ssm" and mamba_scan() is None:
+        raise UserError("mamba_ssm is missing or does not load; install it: pip install 'tfanet[mamba]'")
+    before, _setting = _setting, name
+    return before
 
 
 def use_triton(x: Tensor) -> bool:
-    """Whether an operation on `x` goes to its Triton kernels: not FP64, nothing empty, not without Triton."""
+    """Whether Triton kernels can compute an operation on `x`: with Triton installed, unless FP64 or empty."""
     return x.dtype != torch.float64 and x.numel() > 0 and has_triton()
 
 
 @cache
 def has_triton() -> bool:
-    """Whether Triton is installed; it comes with PyTorch's CUDA builds for Linux."""
+    """Whether Triton is installed; PyTorch's CUDA builds for Linux include it."""
     return find_spec("triton") is not None
 
 
+def gpu_kernels(x: Tensor) -> ScanKernels | None:
+    """The kernels for a scan of `x`; None for the vectorised code."""
+    if _setting == "mamba-ssm" and x.dtype != torch.float64 and x.numel() > 0:
+        return mamba_kernels()
+    return triton_kernels() if use_triton(x) else None
+
+
 def scans_by(device_type: str) -> str:
-    """What computes the scans on `cpu` or `cuda`, for people."""
-    if device_type != "cuda" or not has_triton():
-        return "scans compiled" if _compiled(device_type) else "scans vectorised"
-    chosen = gpu_kernels(device_type)
-    return (
-        f"scans by {chosen.scan.name}, their gradients by {chosen.gradients.name}, "
-        f"2-D scans {chosen.cross_scan.name}"
-    )
-
-
-def _compiled(device_type: str) -> bool:
+    """What computes the scans on `cpu` or `cuda`, for users."""
     from tfanet.ops import native
 
-    return device_type == "cpu" and native.library() is not None
+    if device_type == "cuda" and (kernels := gpu_kernels(torch.empty(1))):
+        return f"scans by {kernels.name}"
+    compiled = device_type == "cpu" and native.library() is not None
+    return "scans compiled" if compiled else "scans vectorised"
 
 
-@cache
-@torch.inference_mode(False)  # gradients are timed too, whoever needs the first kernel
-def gpu_kernels(device_type: str) -> GpuKernels:
-    """The fastest kernels that give the same as Triton's; `device_type` is `cuda`, or `cpu` interpreted."""
+def triton_kernels() -> ScanKernels:
     from tfanet.ops import cross_selective_scan_triton, selective_scan_triton
+
+    return ScanKernels(
+        "Triton",
+        selective_scan_triton.selective_scan_forward,
+        selective_scan_triton.selective_scan_backward,
+        cross_selective_scan_triton.cross_selective_scan_forward,
+        cross_selective_scan_triton.MAX_ELEMENTS,
+    )
+
+
+def mamba_kernels() -> ScanKernels:
     from tfanet.ops.traversals import scan_traversals
 
-    scans: Kernels = {"Triton": selective_scan_triton.selective_scan_forward}
-    gradients: Kernels = {"Triton": selective_scan_triton.selective_scan_backward}
-    inputs, cross_inputs = trial_inputs(device_type)
-    if theirs := mamba_scan():
-        scans["mamba_ssm"], gradients["mamba_ssm"] = theirs, partial(gradients_of, theirs)
-    scan = fastest(scans, inputs)
+    scan = mamba_scan()
+    assert scan is not None, "use_scan_kernel has checked it"
 
-    def traversals(x: Tensor, p: Tensor, dt_weight: Tensor, *others: Tensor) -> Tensor:
-        # Steps in FP32, as the fused kernels have them: a scan adds up what rounding takes away.
-        return scan_traversals(scan.run, x, p.float(), dt_weight.float(), *others)
+    def cross_scan(x: Tensor, p: Tensor, dt_weight: Tensor, *others: Tensor) -> Tensor:
+        # Steps in FP32, as Triton's kernels have them: a scan sums their rounding errors.
+        return scan_traversals(scan, x, p.float(), dt_weight.float(), *others)
 
-    fused = cross_selective_scan_triton.cross_selective_scan_forward
-    return GpuKernels(
-        scan,
-        fastest(gradients, (inputs[0].float(), *inputs)),
-        fastest({"fused": fused, "traversals": traversals}, cross_inputs),
-    )
+    return ScanKernels("mamba_ssm", scan, partial(gradients_of, scan), cross_scan)
 
 
 def mamba_scan() -> Callable[..., Tensor] | None:
-    """`mamba_ssm`'s scan with the signature and FP32 result of `selective_scan`; None without it."""
+    """`mamba_ssm`'s scan with the signature and FP32 result of `selective_scan`; None where it is missing."""
     try:
         from mamba_ssm.ops.selective_scan_interface import selective_scan_fn  # pyright: ignore
     except (ImportError, OSError):  # not installed, or compiled for another CUDA
@@ -105,7 +122,7 @@ def mamba_scan() -> Callable[..., Tensor] | None:
     def scan(
         u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, delta_bias: Tensor
     ) -> Tensor:
-        # Its result has u's dtype, and a trained model's passes the range of FP16.
+        # Its result has u's dtype, and a trained model's exceeds FP16's range.
         u, delta, A, B, C, D, bias = (x.float().contiguous() for x in (u, delta, A, B, C, D, delta_bias))
         return selective_scan_fn(u, delta, A, B, C, D, delta_bias=bias, delta_softplus=True)
 
@@ -115,69 +132,10 @@ def mamba_scan() -> Callable[..., Tensor] | None:
 def gradients_of(scan: Callable[..., Tensor], dy: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
     """Gradients of the inputs, each in its input's dtype, by the autograd function that `scan` calls.
 
-    Inside an operation PyTorch records such functions only, no casts: those are left to do here.
+    Inside an operation PyTorch records autograd functions only, no casts, so they are done here.
     """
     leaves = [x.detach().float().contiguous().requires_grad_() for x in inputs]
     with torch.enable_grad():
         y = scan(*leaves)
-    found = torch.autograd.grad(y, leaves, dy.float())
-    return tuple(gradient.to(x.dtype) for gradient, x in zip(found, inputs, strict=True))
-
-
-def trial_inputs(
-    device: str, dtype: torch.dtype = torch.float16
-) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """Inputs of one `selective_scan` and of one `cross_selective_scan` of the sizes `TRIAL`."""
-    batch, groups, channels, side = TRIAL
-    length, rows, rank = side * side, groups * channels, max(channels // 32, 1)
-    rng = torch.Generator().manual_seed(0)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=rng).to(device, dtype)
-
-    u, delta = normal(batch, rows, length), normal(batch, rows, length)
-    B, C = normal(batch, groups, 1, length), normal(batch, groups, 1, length)
-    x, p = normal(batch, side, side, channels), normal(batch, side, side, groups * (rank + 2))
-    weight = normal(rows, rank) * rank**-0.5
-    A = -torch.ones(rows, 1, device=device)
-    D, bias = normal(rows).float(), normal(rows).float() - 4
-    return (u, delta, A, B, C, D, bias), (x, p, weight, A, D, bias)
-
-
-def fastest(kernels: Kernels, inputs: tuple[Tensor, ...], repeats: int = 5) -> Kernel:
-    """The kernel with the smallest median time, of those that give the same as the first."""
-    names = list(kernels)
-    if len(names) == 1:
-        return Kernel(names[0], kernels[names[0]])
-    expected = _results(kernels[names[0]], inputs)
-    right = [name for name in names if _equal(_results(kernels[name], inputs), expected)]
-    name = min(right, key=lambda name: _median_seconds(kernels[name], inputs, repeats))
-    return Kernel(name, kernels[name])
-
-
-def _results(kernel: Callable[..., Any], inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    found = kernel(*inputs)
-    return (found,) if isinstance(found, Tensor) else found
-
-
-def _equal(found: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> bool:
-    return all(
-        (ours.float() - right.float()).abs().max() <= TOLERANCE * right.float().abs().max()
-        for ours, right in zip(found, expected, strict=True)
-    )
-
-
-def _median_seconds(kernel: Callable[..., Any], inputs: tuple[Tensor, ...], repeats: int) -> float:
-    seconds = []
-    for _ in range(repeats):
-        _wait(inputs[0])
-        started = time.perf_counter()
-        kernel(*inputs)
-        _wait(inputs[0])
-        seconds.append(time.perf_counter() - started)
-    return sorted(seconds)[repeats // 2]
-
-
-def _wait(x: Tensor) -> None:
-    if x.is_cuda:
-        torch.cuda.synchronize(x.device)
+    gradients = torch.autograd.grad(y, leaves, dy.float())
+    return tuple(gradient.to(x.dtype) for gradient, x in zip(gradients, inputs, strict=True))

@@ -22,11 +22,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tfanet.fp16 import accum_dtype
 from tfanet.ops.dispatch import use_triton
-from tfanet.ops.precision import accum_dtype
+from tfanet.ops.xnorm import EPS, inverse_norm, norm_gradient
 
-EPS = 1e-6
-"""Keeps XNorm(0) = 0; far below the squared norm of any feature."""
 WIDEST_HEAD = 64
 """Channels of a head up to which d x d sums fit a program's registers on a GPU."""
 
@@ -46,16 +45,6 @@ def linear_cross_attention_loop(q: Tensor, k: Tensor, v: Tensor, gamma: Tensor) 
                 query = gamma[h].to(wide) * query / torch.sqrt((query**2).sum() + EPS)
                 out[b, h, :, m] = query @ kv
     return out.to(q.dtype)
-
-
-def inverse_norm(x: Tensor, dim: int) -> Tensor:
-    """1 / sqrt(|x|^2 + EPS) along `dim`, which is kept."""
-    return torch.rsqrt((x * x).sum(dim, keepdim=True) + EPS)
-
-
-def norm_gradient(g: Tensor, unit: Tensor, inverse: Tensor, dim: int) -> Tensor:
-    """Gradient of x in unit = x * inverse, inverse = (|x|^2 + EPS)^(-1/2), given g = dL/dunit."""
-    return (g - unit * (g * unit).sum(dim, keepdim=True)) * inverse
 
 
 @torch.library.custom_op("tfanet::linear_cross_attention", mutates_args=())

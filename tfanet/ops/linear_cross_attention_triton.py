@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tfanet.ops.linear_cross_attention import EPS, inverse_norm, norm_gradient
+from tfanet.ops.xnorm import EPS, inverse_norm, norm_gradient
 
 TINY = tl.constexpr(EPS)
 SPLIT = 1024

@@ -28,8 +28,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tfanet.ops.dispatch import gpu_kernels, use_triton
-from tfanet.ops.precision import accum_dtype
+from tfanet.fp16 import accum_dtype
+from tfanet.ops.dispatch import gpu_kernels
 from tfanet.ops.recurrence import channel_blocks, scan_gradients, scan_into
 
 # The oracle: one token after the other, as the equation reads.
@@ -126,9 +126,10 @@ def _on_gpu(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, delta_bias: Tensor
 ) -> Tensor:
     _check(u, delta, A, B, C, D, delta_bias)
-    if not use_triton(u):
+    kernels = gpu_kernels(u)
+    if kernels is None:
         return _forward(u, delta, A, B, C, D, delta_bias)
-    return gpu_kernels(u.device.type).scan.run(u, delta, A, B, C, D, delta_bias)
+    return kernels.scan(u, delta, A, B, C, D, delta_bias)
 
 
 @selective_scan.register_fake
@@ -149,9 +150,10 @@ def selective_scan_backward(
 def _backward_on_gpu(
     dy: Tensor, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, delta_bias: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    if not use_triton(u):
+    kernels = gpu_kernels(u)
+    if kernels is None:
         return _backward(dy, u, delta, A, B, C, D, delta_bias)
-    return gpu_kernels(u.device.type).gradients.run(dy, u, delta, A, B, C, D, delta_bias)
+    return kernels.gradients(dy, u, delta, A, B, C, D, delta_bias)
 
 
 @selective_scan_backward.register_fake

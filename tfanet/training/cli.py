@@ -107,6 +107,9 @@ def train(
         str | None,
         _option("fp32, bf16, fp16, or auto: bf16 where the GPU has it [auto; tiny: fp32].", _SPEED),
     ] = None,
+    scan_kernel: Annotated[
+        str, _option("Scans on a GPU: triton, mamba-ssm, or auto: triton where installed.", _SPEED)
+    ] = "auto",
     accumulate: Annotated[
         int | None, _option("Parts a GPU computes its pairs in [1].", _SPEED, min=1)
     ] = None,
@@ -188,11 +191,12 @@ def train(
     from tfanet.data.shapes import DEFAULT_ROOT, ensure_shapes
     from tfanet.data.transforms import TrainingPairs
     from tfanet.model import TFANet
-    from tfanet.ops.dispatch import scans_by
+    from tfanet.ops.dispatch import scans_by, use_scan_kernel
     from tfanet.training.loop import train as train_loop
     from tfanet.training.processes import joined
 
     device = _device(device)
+    use_scan_kernel(scan_kernel)
     torch.manual_seed(seed)
     model = TFANet(config)
     if not saved:

@@ -7,8 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import nn
 
-NO_DECAY_NAMES = ("A_logs", "Ds", "gamma", "alpha", "embedding")
-"""Parameters that weight decay would pull away from their meaning, whatever their rank."""
 _MODULES = {"vmamba": "backbone", "text": "text"}
 
 
@@ -18,15 +16,24 @@ def part_of(name: str) -> str:
 
 
 def parameter_groups(model: nn.Module, weight_decay: float, rates: Mapping[str, float]) -> list[dict]:
-    """Two groups a part: matrices and kernels with decay; norms, biases and `NO_DECAY_NAMES` without.
+    """Two groups a part: matrices and kernels with decay; the rest without.
+
+    Without are vectors (norms, biases) and what a module's method `no_weight_decay` names, as in timm: names
+    of parameters in that module.
 
     `rates` is the peak rate of each of `options.PARTS`; a group keeps its own as `peak`. Parameters without
     gradient are in no group, and no group is empty.
     """
+    excluded = {
+        f"{path}.{name}".removeprefix(".")
+        for path, module in model.named_modules()
+        if (names := getattr(module, "no_weight_decay", None))
+        for name in names()
+    }
     groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            plain = parameter.ndim <= 1 or name.endswith("bias") or any(n in name for n in NO_DECAY_NAMES)
+            plain = parameter.ndim <= 1 or name in excluded
             groups.setdefault((part_of(name), plain), []).append(parameter)
     return [
         {"params": found, "weight_decay": 0.0 if plain else weight_decay, "part": part, "peak": rates[part]}

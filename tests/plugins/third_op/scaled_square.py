@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tfanet.ops.precision import accum_dtype
+from tfanet.fp16 import accum_dtype
 
 
 def scaled_square_loop(x: Tensor, scale: Tensor) -> Tensor:
