@@ -17,7 +17,6 @@ from tfanet.errors import UserError, VerificationError
 if TYPE_CHECKING:
     import typer
     from rich.progress import Progress, ProgressColumn
-    from typer.core import TyperCommand
 
 T = TypeVar("T")
 
@@ -30,8 +29,8 @@ def new_app(help_text: str, panels: bool = False) -> typer.Typer:
     return typer.Typer(help=help_text, no_args_is_help=False, add_completion=False, rich_markup_mode=mode)
 
 
-def deprecated_options(names: Mapping[str, str]) -> type[TyperCommand]:
-    """A Typer command class whose options keep their former names for one version.
+def deprecated_options(names: Mapping[str, str], *, group: bool = False) -> Any:
+    """A Typer command class whose options keep their former names for one version; with `group`, a group's.
 
         @app.command(cls=deprecated_options({"--rate": "--lr"}))
 
@@ -39,9 +38,11 @@ def deprecated_options(names: Mapping[str, str]) -> type[TyperCommand]:
     is absent from `--help`, and prints one line on stderr when it is used. If both are given, the present
     name counts.
     """
-    from typer.core import TyperCommand
+    from typer.core import TyperCommand, TyperGroup
 
-    class Command(TyperCommand):
+    base: Any = TyperGroup if group else TyperCommand
+
+    class Command(base):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
             options = {name: option for option in self.params for name in option.opts}

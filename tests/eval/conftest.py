@@ -1,4 +1,4 @@
-"""Commands as a user runs them, and checkpoints to run them on."""
+"""Run commands as a user does, on checkpoints of random weights."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a command left on the terminal."""
+    """Exit code, stdout and stderr of a command."""
 
     code: int
     out: str
@@ -60,7 +60,7 @@ def other_checkpoint(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def one_thread(monkeypatch):
-    """For threads that wait for one another on cores that others use make a short test long."""
+    """One thread: threads that wait for each other on busy cores slow a short test down."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
@@ -70,13 +70,13 @@ def one_thread(monkeypatch):
 
 @pytest.fixture
 def evaluated(command, checkpoint, shapes_root):
-    """Run `tfanet-eval` on all of val and testA with these options more."""
+    """Run `tfanet-eval` on all of val and testA with additional options."""
     from tfanet_eval.cli.evaluate import main
 
-    def call(*more):
+    def call(*options):
         return command(
             main, "--engine", checkpoint, "--reference", checkpoint, "--data", shapes_root, "--split", "val",
-            "--split", "testA", "--batch", 2, *more,
+            "--split", "testA", "--batch", 2, *options,
         )  # fmt: skip
 
     return call
