@@ -58,13 +58,14 @@ def other_checkpoint(tmp_path_factory) -> Path:
     return path
 
 
-@pytest.fixture
-def one_thread(monkeypatch):
+@pytest.fixture(scope="module")
+def one_thread():
     """One thread: threads that wait for each other on busy cores slow a short test down."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
     torch.set_num_threads(before)
 
 
@@ -80,6 +81,18 @@ def evaluated(command, checkpoint, shapes_root):
         )  # fmt: skip
 
     return call
+
+
+@pytest.fixture(scope="module")
+def full_run(one_thread, checkpoint, shapes_root, tmp_path_factory) -> Path:
+    """A folder with results.jsonl and summary.json of the command that `evaluated` runs."""
+    from tfanet_eval.jobs import EvaluationJob, run_job
+    from tfanet_eval.output import Outputs, write_outputs
+
+    folder = tmp_path_factory.mktemp("full-run")
+    job = EvaluationJob(checkpoint, checkpoint, shapes_root, "refcoco", ("val", "testA"), batch=2)
+    write_outputs(job, run_job(job, results=folder / "results.jsonl"), Outputs(json=folder / "summary.json"))
+    return folder
 
 
 @pytest.fixture

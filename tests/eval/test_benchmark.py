@@ -54,7 +54,15 @@ def test_every_engine_has_a_row(command, checkpoint, other_checkpoint, exported,
     common = ("--reference", checkpoint, "--data", shapes_root, "--limit", 3, "--json", "table.json")
     done = command(main, exported["fp32"].path, other_checkpoint, broken, *common, "--floor", "oIoU=1.0")
     assert done.code == 1
-    eager, onnx, other, plan = json.loads(Path("table.json").read_text(encoding="utf-8"))["rows"]
+    content = json.loads(Path("table.json").read_text(encoding="utf-8"))
+    assert set(content) == {"title", "rows", "environment"}
+    assert set(content["environment"]) == {"versions", "cpu", "gpu", "processes"}
+    eager, onnx, other, plan = content["rows"]
+    columns = {
+        "engine", "status", "MB", "mIoU", "oIoU", "max logit error", "mask agreement", "ms per image",
+        "p95 ms", "images/s", "speedup", "peak MB",
+    }  # fmt: skip
+    assert all(set(row) == columns for row in (eager, onnx, other, plan))
     assert (eager["status"], eager["speedup"]) == ("ok", 1)
     assert (onnx["status"], onnx["mIoU"], onnx["oIoU"]) == ("ok", eager["mIoU"], eager["oIoU"])
     assert onnx["max logit error"] < 1e-3
