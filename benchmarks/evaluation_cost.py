@@ -25,7 +25,7 @@ from tfanet.console import new_app, run, say
 from tfanet.errors import UserError
 
 if TYPE_CHECKING:
-    from tfanet_eval.cost import Cost
+    from tfanet_eval.timing import Timing
 
 VAL = {"pictures": 1500, "refs": 3811, "sentences": 10834}
 """Of RefCOCO val (split by UNC)."""
@@ -140,14 +140,14 @@ def rows_of(parts: Parts) -> list[tuple[str, str, str]]:
     return rows
 
 
-def besides(root: Path, config: TFANetConfig) -> Cost:
+def besides(root: Path, config: TFANetConfig) -> Timing:
     """What `evaluate` costs over the pictures in `root` with an engine that has its answer ready."""
     from tfanet.data.preprocess import tokenize
     from tfanet.data.refer import ReferDataset
     from tfanet_eval import evaluate
 
     tokenize(["once"], config.token_length)  # reads the vocabulary, which is not an expression's time
-    return evaluate(_Ready(config), ReferDataset(root), progress="data and metrics").cost  # pyright: ignore[reportArgumentType]
+    return evaluate(_Ready(config), ReferDataset(root), progress="data and metrics").timing  # pyright: ignore[reportArgumentType]
 
 
 class _Ready:

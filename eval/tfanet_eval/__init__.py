@@ -1,4 +1,4 @@
-"""Evaluation of any engine, parity with its reference, prediction on one's own picture, and the demo."""
+"""Evaluate any engine, check parity with its PyTorch reference, predict masks, benchmark, compare."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from tfanet.lazy import lazy_attributes
 
 if TYPE_CHECKING:
     from tfanet_eval.evaluation import Evaluation, evaluate
-    from tfanet_eval.latency import Latency
     from tfanet_eval.metrics import SegmentationMetrics
     from tfanet_eval.prediction import predict
+    from tfanet_eval.timing import Latency
 
 __all__ = [
     "Evaluation",
@@ -24,7 +24,7 @@ __getattr__ = lazy_attributes(
     __name__,
     {
         "Evaluation": "tfanet_eval.evaluation",
-        "Latency": "tfanet_eval.latency",
+        "Latency": "tfanet_eval.timing",
         "SegmentationMetrics": "tfanet_eval.metrics",
         "evaluate": "tfanet_eval.evaluation",
         "predict": "tfanet_eval.prediction",

@@ -1,4 +1,4 @@
-"""Engines side by side: each in a process of its own, so that none owes another its memory or its threads."""
+"""Benchmark several engines on one data set, each in its own process, so they share no memory or threads."""
 
 from __future__ import annotations
 
@@ -11,160 +11,190 @@ from typing import Any
 
 from tfanet.console import say
 from tfanet.errors import UserError, VerificationError
+from tfanet.files import write_json
 from tfanet.subprocesses import OnMessage, run_in_subprocess
 from tfanet_engines.sidecar import Sidecar
 from tfanet_engines.targets import capability_here, fits, sm
+from tfanet_eval import tables
 from tfanet_eval.evaluation import Evaluation
-from tfanet_eval.runs import Request, run_splits
+from tfanet_eval.jobs import EvaluationJob, environment, run_job
 
 OK = "ok"
 NOT_RUN = "not run: "
-"""How the status of a plan begins that is for other GPUs than this machine's."""
+"""Prefix of the status of a plan that was built for other GPUs."""
 FLOORS = ("mIoU", "oIoU", "images/s", "speedup")
+COLUMNS = (
+    "engine", "status", "MB", "mIoU", "oIoU", "max logit error", "mask agreement", "ms per image", "p95 ms",
+    "images/s", "speedup", "peak MB",
+)  # fmt: skip
+Measurement = tuple[str, dict[str, Any]]
+"""Status of an engine and its values by column."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One engine of the table: `status` is `OK` or says why not, `figures` are what was measured."""
+    """One engine: `status` is `OK` or the reason why it has none, `values` the measurements by column."""
 
     engine: str
     status: str
-    figures: Mapping[str, Any]
+    values: Mapping[str, Any]
 
     def to_dict(self) -> dict[str, Any]:
-        return {"engine": self.engine, "status": self.status, **self.figures}
+        return {"engine": self.engine, "status": self.status, **self.values}
 
 
-def benchmark(requests: Sequence[Request]) -> list[Row]:
-    """A row for each request, in their order, one at a time.
+def benchmark(jobs: Sequence[EvaluationJob]) -> list[Row]:
+    """Run the jobs one after the other; returns a row for each.
 
-    The first is PyTorch eager: `speedup` is an engine's images/s by its. An engine that cannot run here, that
-    breaks a parity bound, or whose process dies keeps its row, and `status` says so.
+    The first job is PyTorch eager; `speedup` is relative to its images/s. An engine that cannot run here,
+    breaks a parity bound or crashes its process has a row with the reason as its status.
     """
     rows: list[Row] = []
-    for request in requests:
-        status, figures = _in_subprocess(measure, request)
-        eager = (rows[0].figures if rows else figures).get("images/s")
-        if eager and "images/s" in figures:
-            figures = {**figures, "speedup": figures["images/s"] / eager}
-        size = {"MB": request.engine.stat().st_size} if request.engine.is_file() else {}
-        rows.append(Row(request.engine.name, status, size | figures))
+    for job in jobs:
+        status, values = _in_subprocess(measure, job)
+        eager = (rows[0].values if rows else values).get("images/s")
+        if eager and "images/s" in values:
+            values = {**values, "speedup": values["images/s"] / eager}
+        size = {"MB": job.engine.stat().st_size} if job.engine.is_file() else {}
+        rows.append(Row(job.engine.name, status, size | values))
     return rows
 
 
-def broken_floors(rows: Sequence[Row], floors: Mapping[str, float]) -> list[str]:
-    """A sentence for each figure below its floor; a figure that was not measured is below every floor."""
-    found = []
-    for row in rows:
-        for name, floor in floors.items():
-            value = row.figures.get(name)
-            if value is None:
-                found.append(f"{name} of {row.engine} was not measured, its floor is {floor:g}")
-            elif not value >= floor:
-                found.append(f"{name} of {row.engine} is {value:.4g}, below the floor of {floor:g}")
-    return found
+def measure(job: EvaluationJob) -> Measurement:
+    """Status and values of one engine, measured in this process.
+
+    Latency and memory come from a first pass in which nothing else runs during a call, parity from a second
+    pass together with the reference. Raises as `run_job` and `find_reference`.
+    """
+    from tfanet.console import peak_memory
+    from tfanet_eval.reference import find_reference, gate_of, precision_of
+
+    if reason := _why_not_here(job.engine):
+        return f"{NOT_RUN}{reason}", {}
+    if job.reference is not None:
+        find_reference(job.engine, job.reference)
+    alone = _total(run_job(replace(job, reference=None), overlap=False))
+    values = tables.metric_columns(alone) | {"peak MB": peak_memory(), "images/s": 1e3 / alone.latency.median}
+    if job.reference is None:
+        return OK, values
+    compared = _total(run_job(job))
+    failures = gate_of(compared, precision_of(job.engine)).failures
+    return f"failed: {failures[0]}" if failures else OK, tables.metric_columns(compared) | values
 
 
-def failures(rows: Sequence[Row], *, strangers: bool = False) -> list[str]:
-    """A sentence for each row that is not `OK`; with `strangers` plans for other GPUs may be `NOT_RUN`."""
-    return [
-        f"{row.engine}: {row.status}"
-        for row in rows
-        if row.status != OK and not (strangers and row.status.startswith(NOT_RUN))
-    ]
+def _why_not_here(engine: Path) -> str:
+    """Why this machine cannot run a plan: the GPUs that it was built for; empty if it can."""
+    if engine.suffix != ".plan":
+        return ""
+    import torch
+
+    targets = Sidecar.read(engine).compute_capabilities or []
+    here = capability_here() if torch.cuda.is_available() else None
+    if here is not None and fits(here, targets):
+        return ""
+    return f"built for {', '.join(map(sm, targets))}; runs on that GPU"
 
 
-def require(sentences: Sequence[str]) -> None:
-    """`VerificationError` with the first of them, if there is one, and the number of the others."""
-    if sentences:
-        more = f", and {len(sentences) - 1} more" if len(sentences) > 1 else ""
-        raise VerificationError(sentences[0] + more)
+def _total(evaluations: Mapping[str, Evaluation]) -> Evaluation:
+    return functools.reduce(operator.add, evaluations.values())
 
 
-def onnx_pair(checkpoint: Path, stem: Path, *, reuse: bool = False) -> list[Path]:
-    """`STEM.onnx` and `STEM-fp16.onnx` of `checkpoint`; with `reuse` a file that is there is not made."""
-    from tfanet.checkpoint import load_model
-    from tfanet_export import export_onnx
-
-    files = {False: stem.with_name(f"{stem.name}.onnx"), True: stem.with_name(f"{stem.name}-fp16.onnx")}
-    for half, file in files.items():
-        if not (reuse and file.exists()):
-            again = f"tfanet-export onnx --checkpoint {checkpoint} --out {file}{' --fp16' if half else ''}"
-            export_onnx(load_model(checkpoint), file, fp16=half, rebuild=again)
-            say(f"wrote {file}")
-    return [*files.values()]
+def _in_subprocess(function: Callable[[EvaluationJob], Measurement], job: EvaluationJob) -> Measurement:
+    """`function(job)` in a new process; an error becomes the status."""
+    try:
+        return run_in_subprocess(_call, (function, job), name="its process")
+    except (UserError, VerificationError) as error:
+        return f"failed: {error}", {}
 
 
-def shuffled_miou(request: Request) -> float:
-    """The control: mIoU, 0..1, with every picture's sentence that of another one."""
-    return _sum(run_splits(replace(request, shuffled=True))).metrics.result()["mIoU"]
+def _call(task: tuple[Callable[[EvaluationJob], Measurement], EvaluationJob], _: OnMessage) -> Measurement:
+    function, job = task
+    return function(job)
 
 
 def parse_floors(texts: Sequence[str]) -> dict[str, float]:
-    """`["oIoU=0.70"]` as `{"oIoU": 0.7}`; `UserError` for another form or an unknown figure."""
+    """`["oIoU=0.70"]` as `{"oIoU": 0.7}`; raises `UserError` for another form or an unknown metric."""
     floors = {}
     for text in texts:
         name, _, value = text.partition("=")
         try:
             floors[name] = float(value)
         except ValueError:
-            raise UserError(f"--floor {text} is not FIGURE=NUMBER, such as oIoU=0.70") from None
+            raise UserError(f"--floor {text} is not METRIC=NUMBER, such as oIoU=0.70") from None
         if name not in FLOORS:
-            raise UserError(f"--floor {text}: there is no figure {name!r}; known: {', '.join(FLOORS)}")
+            raise UserError(f"--floor {text}: unknown metric {name!r}; known: {', '.join(FLOORS)}")
     return floors
 
 
-def measure(request: Request) -> tuple[str, dict[str, Any]]:
-    """Status and figures of one engine, in this process.
+def values_below(rows: Sequence[Row], floors: Mapping[str, float]) -> list[str]:
+    """A message for each value below its floor; a missing value is below every floor."""
+    messages = []
+    for row in rows:
+        for name, floor in floors.items():
+            value = row.values.get(name)
+            if value is None:
+                messages.append(f"{name} of {row.engine} was not measured, its floor is {floor:g}")
+            elif not value >= floor:
+                messages.append(f"{name} of {row.engine} is {value:.4g}, below the floor of {floor:g}")
+    return messages
 
-    Time and memory come from a pass in which the engine has the machine to itself; a second pass beside the
-    reference gives parity. Raises as `run_splits` and `find_reference`.
+
+def failures(rows: Sequence[Row], *, allow_other_gpus: bool = False) -> list[str]:
+    """A message for each row that is not `OK`; with `allow_other_gpus` plans for other GPUs do not count."""
+    return [
+        f"{row.engine}: {row.status}"
+        for row in rows
+        if row.status != OK and not (allow_other_gpus and row.status.startswith(NOT_RUN))
+    ]
+
+
+def require_none(failures: Sequence[str]) -> None:
+    """Raise `VerificationError` with the first failure, if there is one, and the number of the others."""
+    if failures:
+        more = f", and {len(failures) - 1} more" if len(failures) > 1 else ""
+        raise VerificationError(failures[0] + more)
+
+
+def onnx_pair(checkpoint: Path, stem: Path, *, reuse: bool = False) -> list[Path]:
+    """Export `STEM.onnx` and `STEM-fp16.onnx` from `checkpoint`; with `reuse` existing files are kept."""
+    from tfanet.checkpoint import load_model
+    from tfanet_export import export_onnx
+
+    files = {False: stem.with_name(f"{stem.name}.onnx"), True: stem.with_name(f"{stem.name}-fp16.onnx")}
+    for half, file in files.items():
+        if not (reuse and file.exists()):
+            rebuild = f"tfanet-export onnx --checkpoint {checkpoint} --out {file}{' --fp16' if half else ''}"
+            export_onnx(load_model(checkpoint), file, fp16=half, rebuild=rebuild)
+            say(f"wrote {file}")
+    return [*files.values()]
+
+
+def shuffled_miou(job: EvaluationJob) -> float:
+    """The control: mIoU, 0..1, when every image gets the expression of another image."""
+    return _total(run_job(replace(job, shuffled=True))).metrics.result()["mIoU"]
+
+
+def run_benchmark(
+    jobs: Sequence[EvaluationJob], floors: Mapping[str, float], json_file: Path | None = None
+) -> None:
+    """Run `benchmark`, print its table and write it to `json_file`.
+
+    Raises `VerificationError`, after the table, if an engine failed or a value is below its floor.
     """
-    from tfanet.console import peak_memory
-    from tfanet_eval.reference import find_reference, gate_of, precision_of
-    from tfanet_eval.tables import figures
-
-    if elsewhere := _elsewhere(request.engine):
-        return f"{NOT_RUN}{elsewhere}", {}
-    if request.reference is not None:
-        find_reference(request.engine, request.reference)
-    alone = _sum(run_splits(replace(request, reference=None), overlap=False))
-    found = figures(alone) | {"peak MB": peak_memory(), "images/s": 1e3 / alone.latency.median}
-    if request.reference is None:
-        return OK, found
-    beside = _sum(run_splits(request))
-    found |= {name: value for name, value in figures(beside).items() if name not in found}
-    failures = gate_of(beside, precision_of(request.engine)).failures
-    return f"failed: {failures[0]}" if failures else OK, found
-
-
-def _elsewhere(engine: Path) -> str:
-    """For a plan that is for other GPUs than that of this machine, which they are."""
-    if engine.suffix != ".plan":
-        return ""
-    import torch
-
-    wanted = Sidecar.read(engine).compute_capabilities or []
-    here = capability_here() if torch.cuda.is_available() else None
-    if here is not None and fits(here, wanted):
-        return ""
-    return f"built for {', '.join(map(sm, wanted))}; runs on that GPU"
-
-
-def _sum(found: Mapping[str, Evaluation]) -> Evaluation:
-    return functools.reduce(operator.add, found.values())
-
-
-def _in_subprocess(work: Callable[[Request], tuple[str, dict]], request: Request) -> tuple[str, dict]:
-    """What `work` gives in a fresh process; a failure is a status."""
-    try:
-        return run_in_subprocess(_without_messages, (work, request), name="its process")
-    except (UserError, VerificationError) as error:
-        return f"failed: {error}", {}
-
-
-def _without_messages(
-    job: tuple[Callable[[Request], tuple[str, dict]], Request], send: OnMessage
-) -> tuple[str, dict]:
-    work, request = job
-    return work(request)
+    rows = benchmark(jobs)
+    columns = [row.to_dict() for row in rows]
+    first = jobs[0]
+    title = (
+        f"{first.data_name} {', '.join(first.splits)}, calls of {first.batch}; shares in percent; "
+        "the first row is PyTorch eager"
+    )
+    brief = [row | {"status": row["status"].partition(":")[0]} for row in columns]
+    tables.show(brief, COLUMNS, title)
+    if json_file is not None:
+        selected = tables.select(columns, COLUMNS)
+        write_json(json_file, {"title": title, "rows": selected, "environment": environment()})
+        say(f"wrote {json_file}")
+    messages = failures(rows) + values_below(rows, floors)
+    for message in messages:
+        say(message)
+    require_none(messages)

@@ -1,7 +1,7 @@
-"""`python -m tfanet_eval.demo`: a checkpoint, its ONNX files and its plan; what each scores, in one table.
+"""`python -m tfanet_eval.demo`: export, build and evaluate one checkpoint in every format, in one table.
 
-Everything is made and measured here: the FP32 and FP16 ONNX files, the FP16 plan for an RTX 4090 (built
-without one; measured only where there is one), and the control with shuffled sentences.
+Makes the FP32 and FP16 ONNX files and the FP16 plan for an RTX 4090 (built without the GPU; measured only on
+one), measures them, and measures the control with shuffled expressions.
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ import typer
 
 from tfanet.console import new_app, run, say
 from tfanet_engines.targets import sm
+from tfanet_eval.cli.options import Data
 
 if TYPE_CHECKING:
     from tfanet_engines.build import BuildReport
+    from tfanet_eval.benchmark import Row
 
 app = new_app("Export, build and evaluate one checkpoint in every format, in one table.")
 
@@ -29,59 +31,67 @@ COLUMNS = (
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for models, table and picture.")] = Path("demo"),
+    out: Annotated[Path, typer.Option(help="Folder for models, table and image.")] = Path("demo"),
     checkpoint: Annotated[Path | None, typer.Option(help="A .safetensors file [the bundled tiny].")] = None,
-    data: Annotated[
-        Path | None, typer.Option(help="REFER folder; the synthetic one is made if absent.")
-    ] = None,
-    limit: Annotated[int, typer.Option(min=1, help="Expressions a split.")] = 100,
+    data: Data = None,
+    limit: Annotated[int, typer.Option(min=1, help="Expressions per split.")] = 100,
 ) -> None:
-    """Exit 1, after the table, when a model is not within its parity bounds."""
-    from tfanet.files import require_writable, write_json, write_text
+    """Exit 1, after the table, if a model is not within its parity bounds."""
+    from tfanet.data.shapes import ensure_shapes
+    from tfanet.files import require_writable
+    from tfanet.weights import bundled
 
     for name in ("table.json", "table.md", "predictions.png"):
         require_writable(out / name)
+    run_demo(out, checkpoint or bundled("tiny"), data or ensure_shapes(), limit)
 
-    from tfanet.data.shapes import ensure_shapes
-    from tfanet.weights import bundled
-    from tfanet_eval import tables
-    from tfanet_eval.benchmark import NOT_RUN, OK, benchmark, failures, onnx_pair, require, shuffled_miou
+
+def run_demo(out: Path, checkpoint: Path, data: Path, limit: int) -> None:
+    """Make and measure the models; raises `VerificationError`, after the table, beyond a parity bound."""
+    from tfanet_eval.benchmark import benchmark, failures, onnx_pair, require_none, shuffled_miou
+    from tfanet_eval.jobs import EvaluationJob
     from tfanet_eval.prediction import write_sheet
-    from tfanet_eval.runs import Request
 
-    checkpoint, root = checkpoint or bundled("tiny"), data or ensure_shapes()
-    reference = Request(checkpoint, None, root, "refcoco", SPLITS, limit=limit)
-    reference.datasets()
-    single, half = onnx_pair(checkpoint, out / "model")
-    plan = _built(half, out / "model-fp16.plan")
-    rows = benchmark([reference, *(reference.of(file) for file in (single, half, plan))])
-    shuffled = shuffled_miou(reference)
-
-    shown = [row.to_dict() for row in rows]
-    for row in shown:
-        row["engine"] += "" if row["status"] == OK else f" ({row['status'].removeprefix(NOT_RUN)})"
-    count = rows[0].figures["count"]
-    title = f"{checkpoint.name} on {count} expressions of {root} ({', '.join(SPLITS)}); shares in percent"
-    tables.show(shown, COLUMNS, title)
-    reads = f"control: PyTorch with sentences shuffled among pictures has mIoU {100 * shuffled:.2f}"
-    say(reads)
-    summary = {"title": title, "rows": tables.chosen(shown, COLUMNS), "control_shuffled_miou": shuffled}
-    write_json(out / "table.json", summary)
-    write_text(out / "table.md", f"{tables.markdown(shown, COLUMNS)}\n{title}.\n{reads}.\n")
-    write_sheet(reference.of(single), out / "predictions.png", f"TFANet in ONNX Runtime, {SPLITS[0]}")
-    say(f"wrote {out / 'table.json'}, {out / 'table.md'} and {out / 'predictions.png'}")
-    require(failures(rows, strangers=True))
+    reference = EvaluationJob(checkpoint, None, data, "refcoco", SPLITS, limit=limit)
+    reference.datasets()  # errors in the data appear before the export
+    fp32, fp16 = onnx_pair(checkpoint, out / "model")
+    plan = _build(fp16, out / "model-fp16.plan")
+    rows = benchmark([reference, *(reference.for_engine(file) for file in (fp32, fp16, plan))])
+    count = rows[0].values["count"]
+    title = f"{checkpoint.name} on {count} expressions of {data} ({', '.join(SPLITS)}); shares in percent"
+    _write_table(out, rows, title, shuffled_miou(reference))
+    sheet = out / "predictions.png"
+    write_sheet(reference.for_engine(fp32), sheet, f"TFANet in ONNX Runtime, {SPLITS[0]}")
+    say(f"wrote {out / 'table.json'}, {out / 'table.md'} and {sheet}")
+    require_none(failures(rows, allow_other_gpus=True))
     say("parity with PyTorch: every model that ran here is within its bounds")
-    say(f'next: tfanet-predict IMAGE "TEXT" --engine {single}')
+    say(f'next: tfanet-predict IMAGE "TEXT" --engine {fp32}')
 
 
-def _built(onnx: Path, plan: Path) -> Path:
+def _write_table(out: Path, rows: list[Row], title: str, control: float) -> None:
+    """Print the table and write it as table.json and table.md; `control` is the mIoU of the control, 0..1."""
+    from tfanet.files import write_json, write_text
+    from tfanet_eval import tables
+    from tfanet_eval.benchmark import NOT_RUN, OK
+
+    columns = [row.to_dict() for row in rows]
+    for row in columns:
+        row["engine"] += "" if row["status"] == OK else f" ({row['status'].removeprefix(NOT_RUN)})"
+    tables.show(columns, COLUMNS, title)
+    line = f"control: PyTorch with expressions shuffled among images has mIoU {100 * control:.2f}"
+    say(line)
+    summary = {"title": title, "rows": tables.select(columns, COLUMNS), "control_shuffled_miou": control}
+    write_json(out / "table.json", summary)
+    write_text(out / "table.md", f"{tables.markdown(columns, COLUMNS)}\n{title}.\n{line}.\n")
+
+
+def _build(onnx: Path, plan: Path) -> Path:
     from tfanet_engines import BuildOptions, build_plan
     from tfanet_export.export import retarget
 
     for_gpu = retarget(onnx, onnx.with_name(f"{onnx.stem}-gpu.onnx"), "gpu")
-    again = f"tfanet-export trt --onnx {onnx} --out {plan} --target {GPU}"
-    report = build_plan(for_gpu, plan, BuildOptions(target=GPU), rebuild=again, progress=True)
+    rebuild = f"tfanet-export trt --onnx {onnx} --out {plan} --target {GPU}"
+    report = build_plan(for_gpu, plan, BuildOptions(target=GPU), rebuild=rebuild, progress=True)
     _print_proof(report)
     return report.plan
 

@@ -1,6 +1,6 @@
-"""One evaluation divided among processes: of this machine's cores, or those that `torchrun` started.
+"""One evaluation divided among processes: workers on this machine's cores, or the ranks of `torchrun`.
 
-Each makes its share of the engine's calls; the records of all, put in order, are those of one process.
+Each process makes its part of the engine calls; the merged records equal those of a single process.
 """
 
 from __future__ import annotations
@@ -13,46 +13,67 @@ from typing import TYPE_CHECKING, Any
 from tfanet.console import bar
 from tfanet.errors import UserError, VerificationError
 from tfanet.subprocesses import OnMessage, run_in_subprocesses
+from tfanet_eval.jobs import (
+    EvaluationJob,
+    JobPart,
+    OpenJob,
+    merge_parts,
+    open_job,
+    run_job,
+    run_part,
+    start_job,
+)
 from tfanet_eval.metrics import convention_named
-from tfanet_eval.runs import Opened, Request, Share, measure, opened, share_of, whole
 
 if TYPE_CHECKING:
     from tfanet.training.processes import Processes
     from tfanet_eval.evaluation import Evaluation
 
 
-def run_in_workers(
-    request: Request, workers: int, *, results: Path | None = None, resume: bool = False
+def run_divided(
+    job: EvaluationJob, workers: int = 1, *, results: Path | None = None, resume: bool = False
 ) -> dict[str, Evaluation]:
-    """As `tfanet_eval.runs.run_splits`, in `workers` processes with an equal share of the cores each.
+    """`run_job` in the processes of `torchrun`, in `workers` processes, or in this one."""
+    if rank() is not None:
+        return run_in_ranks(job, results=results, resume=resume)
+    if workers > 1:
+        return run_in_workers(job, workers, results=results, resume=resume)
+    return run_job(job, results=results, resume=resume)
 
-    `UserError` with a plan or on a machine with a GPU, for those share one GPU, and what `run_splits` raises.
+
+def run_in_workers(
+    job: EvaluationJob, workers: int, *, results: Path | None = None, resume: bool = False
+) -> dict[str, Evaluation]:
+    """`run_job` in `workers` subprocesses, each with an equal part of the cores.
+
+    Raises `UserError` for a plan and on a machine with a GPU, which the processes would share; also raises
+    as `run_job`.
     """
-    _require_cpu(request)
+    _require_cpu(job)
     threads = max(1, _cores() // workers)
-    with opened(request, threads) as models:  # so that a mistake is told before there are processes
-        total = _expressions(models, request)
-    share = share_of(request, results, resume, workers)
-    shares = [replace(share, part=(place, workers), threads=threads) for place in range(workers)]
+    with open_job(job, threads) as opened:  # errors appear before any process starts
+        total = _count_expressions(opened, job)
+    start = start_job(job, results, resume, workers)
+    parts = [replace(start, part=(number, workers), threads=threads) for number in range(workers)]
     with bar() as progress:
         task = progress.add_task(
-            f"{request.data_name} {', '.join(request.splits)}, {workers} processes",
-            total=total, completed=len(share.done),
+            f"{job.data_name} {', '.join(job.splits)}, {workers} processes",
+            total=total, completed=len(start.done),
         )  # fmt: skip
-        parts = run_in_subprocesses(_work, shares, lambda steps: progress.advance(task, steps))
-    return whole(parts, share.file)
+        evaluations = run_in_subprocesses(_work, parts, lambda steps: progress.advance(task, steps))
+    return merge_parts(evaluations, start.file)
 
 
-def _work(share: Share, send: OnMessage) -> dict[str, Evaluation]:
-    with opened(share.request, share.threads) as models:
-        return measure(models, share, send)
+def _work(part: JobPart, send: OnMessage) -> dict[str, Evaluation]:
+    with open_job(part.job, part.threads) as opened:
+        return run_part(opened, part, send)
 
 
-def _require_cpu(request: Request) -> None:
+def _require_cpu(job: EvaluationJob) -> None:
     import torch
 
-    if request.engine.suffix == ".plan":
-        raise UserError(f"--workers divides the cores, and {request.engine} runs on the GPU; leave it out")
+    if job.engine.suffix == ".plan":
+        raise UserError(f"--workers divides the cores, and {job.engine} runs on the GPU; leave it out")
     if torch.cuda.is_available():
         raise UserError(
             "--workers divides the cores, and engines run on this machine's GPU; leave it out, or hide the "
@@ -61,51 +82,51 @@ def _require_cpu(request: Request) -> None:
 
 
 def _cores() -> int:
-    """Those that this process may use."""
+    """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _expressions(models: Opened, request: Request) -> int:
-    rules = convention_named(request.convention)
-    counts = [len(rules.samples(list(dataset))) for dataset in models.datasets.values()]
-    return sum(min(count, request.limit or count) for count in counts)
+def _count_expressions(opened: OpenJob, job: EvaluationJob) -> int:
+    convention = convention_named(job.convention)
+    counts = [len(convention.samples(list(dataset))) for dataset in opened.datasets.values()]
+    return sum(min(count, job.limit or count) for count in counts)
 
 
 def rank() -> int | None:
-    """This process's place among those that `torchrun` started; None without it, or alone."""
+    """This process's rank under `torchrun`; None without torchrun or with a single process."""
     return int(os.environ["RANK"]) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else None
 
 
 def run_in_ranks(
-    request: Request, *, results: Path | None = None, resume: bool = False
+    job: EvaluationJob, *, results: Path | None = None, resume: bool = False
 ) -> dict[str, Evaluation]:
-    """As `tfanet_eval.runs.run_splits`, with the processes that `torchrun` started; for rank 0.
+    """`run_job` divided among the processes of `torchrun`; rank 0 calls this, other ranks `follow_rank_0`.
 
-    The others call `follow`. Each runs on the GPU of its LOCAL_RANK, or on the CPU where there is none.
-    `UserError` for an engine that is no checkpoint, and what `run_splits` raises.
+    Each rank runs on the GPU of its LOCAL_RANK, or on the CPU without GPUs. Raises `UserError` unless the
+    engine is a checkpoint, and as `run_job`.
     """
-    if request.engine.suffix != ".safetensors":
-        other = "" if request.engine.suffix == ".plan" else "; for others there is --workers"
-        raise UserError(f"torchrun divides the evaluation of a .safetensors, not of {request.engine}{other}")
+    if job.engine.suffix != ".safetensors":
+        other = "" if job.engine.suffix == ".plan" else "; for others there is --workers"
+        raise UserError(f"torchrun divides the evaluation of a .safetensors, not of {job.engine}{other}")
     from tfanet.training.processes import joined
 
-    with joined(_device()) as (processes, _), opened(request) as models:
-        share = share_of(request, results, resume, processes.world)
-        _gathered(processes, share)
-        label = f"{request.data_name}, process 1 of {processes.world},"
-        mine = measure(models, replace(share, part=(0, processes.world), label=label))
-        return whole(_gathered(processes, mine), share.file)
+    with joined(_device()) as (processes, _), open_job(job) as opened:
+        start = start_job(job, results, resume, processes.world)
+        _gather(processes, start)
+        label = f"{job.data_name}, process 1 of {processes.world},"
+        evaluations = run_part(opened, replace(start, part=(0, processes.world), label=label))
+        return merge_parts(_gather(processes, evaluations), start.file)
 
 
-def follow() -> None:
-    """What a process of another rank than 0 does: its share of the run that rank 0 tells of."""
+def follow_rank_0() -> None:
+    """Run this rank's part of the job that rank 0 sends."""
     from tfanet.training.processes import joined
 
     with joined(_device()) as (processes, _):
-        share = _gathered(processes, None)[0]
-        with opened(share.request) as models:
-            mine = measure(models, replace(share, part=(processes.rank, processes.world)))
-        _gathered(processes, mine)
+        start: JobPart = _gather(processes, None)[0]
+        with open_job(start.job) as opened:
+            evaluations = run_part(opened, replace(start, part=(processes.rank, processes.world)))
+        _gather(processes, evaluations)
 
 
 def _device() -> str:
@@ -114,9 +135,9 @@ def _device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _gathered(processes: Processes, value: Any) -> list[Any]:
-    """Everybody's value, by rank; `VerificationError` when one of them is gone, who has said why."""
+def _gather(processes: Processes, value: Any) -> list[Any]:
+    """The values of all ranks; raises `VerificationError` if a rank has ended, which printed the reason."""
     try:
         return processes.gather(value)
     except RuntimeError as error:
-        raise VerificationError("another process of this run has ended before its answer") from error
+        raise VerificationError("another process of this run ended before its result") from error

@@ -1,4 +1,4 @@
-"""One picture and one sentence through an engine, and sheets of such pairs."""
+"""Predict the mask of one image and expression, and draw sheets of predictions."""
 
 from __future__ import annotations
 
@@ -18,54 +18,63 @@ if TYPE_CHECKING:
     from tfanet.data.refer import ReferDataset
     from tfanet.visualize import Cell
     from tfanet_engines.engine import Engine
-    from tfanet_eval.runs import Request
+    from tfanet_eval.jobs import EvaluationJob
 
 SHEET_CELLS = 12
 """Samples on a sheet."""
 
 
-def predict(engine: Engine, picture: Image.Image, sentence: str, *, strict: bool = True) -> np.ndarray:
-    """Mask logits float32 `[H, W]` at the picture's own size; the object is where they are above 0.
+def predict(engine: Engine, image: Image.Image, expression: str, *, strict: bool = True) -> np.ndarray:
+    """Mask logits float32 `[H, W]` at the image's own size; the mask is where they are above 0.
 
-    Raises `UserError` when the sentence is empty or longer than the model's context; with `strict` off it is
-    cut, as data sets are read. Raises `VerificationError` when a logit is not finite.
+    Raises `UserError` if the expression is empty or longer than the model's token length; without `strict` a
+    long one is cut, as it is when data sets are read. Raises `VerificationError` if a logit is not finite.
     """
     from tfanet.data.preprocess import tokenize
 
-    tokens = tokenize([sentence], engine.config.token_length, strict=strict)
-    logits = engine.infer(resize_image(picture, engine.config.image_size)[None], tokens)
+    tokens = tokenize([expression], engine.config.token_length, strict=strict)
+    logits = engine.infer(resize_image(image, engine.config.image_size)[None], tokens)
     if not np.isfinite(logits).all():
-        raise VerificationError(f"{engine.name} gives logits that are NaN or infinite for {sentence!r}")
-    return logits_to_size(logits[0], picture.height, picture.width)
+        raise VerificationError(f"{engine.name} gives logits that are NaN or infinite for {expression!r}")
+    return logits_to_size(logits[0], image.height, image.width)
+
+
+def describe_mask(mask: np.ndarray) -> str:
+    """Area and bounding box of a mask bool `[H, W]` as text."""
+    height, width = mask.shape
+    if not mask.any():
+        return f"nothing found in {width} x {height} pixels"
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    box = f"x {columns[0]}..{columns[-1]}, y {rows[0]}..{rows[-1]}"
+    return f"{100 * mask.mean():.2f} % of {width} x {height} pixels, box {box}"
 
 
 def prediction_cells(engine: Engine, dataset: ReferDataset, count: int) -> list[Cell]:
-    """Cells of `count` samples for `contact_sheet`, evenly spread over the data set, so not picked."""
+    """Cells for `contact_sheet` of `count` samples, evenly spaced over the data set."""
     from tfanet.visualize import Cell
 
     cells = []
-    for index in spread(len(dataset), count):
-        expression = dataset[index]
-        picture = dataset.image(expression)
-        mask = predict(engine, picture, expression.sentence, strict=False) > 0
-        truth = dataset.mask(expression) > 0
-        iou = SegmentationMetrics().update(mask, truth)
-        cells.append(Cell(picture, expression.sentence, mask, truth, iou))
+    for index in evenly_spaced(len(dataset), count):
+        sample = dataset[index]
+        image, target = dataset.image(sample), dataset.mask(sample) > 0
+        mask = predict(engine, image, sample.sentence, strict=False) > 0
+        iou = SegmentationMetrics().update(mask, target)
+        cells.append(Cell(image, sample.sentence, mask, target, iou))
     return cells
 
 
-def write_sheet(request: Request, path: Path, title: str) -> None:
-    """Write a contact sheet of what the request's engine predicts on its first split."""
+def write_sheet(job: EvaluationJob, path: Path, title: str) -> None:
+    """Write a sheet of predictions of the job's engine on the first split of the job."""
     from tfanet.visualize import contact_sheet, save_image
     from tfanet_engines import open_engine
 
-    dataset = request.datasets()[request.splits[0]]
-    with open_engine(request.engine, image_size=request.image_size, trust=request.trust) as engine:
+    dataset = job.datasets()[job.splits[0]]
+    with open_engine(job.engine, image_size=job.image_size, trust=job.trust) as engine:
         cells = prediction_cells(engine, dataset, SHEET_CELLS)
     save_image(contact_sheet(cells, title=title), path)
 
 
-def spread(total: int, count: int) -> Iterable[int]:
-    """`count` different indices, or all `total` where there are fewer, at even distances."""
+def evenly_spaced(total: int, count: int) -> Iterable[int]:
+    """`count` evenly spaced indices below `total`, or all of them if there are fewer."""
     count = min(count, total)
     return [(2 * i + 1) * total // (2 * count) for i in range(count)]

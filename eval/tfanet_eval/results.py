@@ -1,7 +1,7 @@
-"""Results expression by expression: what is kept of each, and the file of JSON lines that holds it.
+"""Results per expression: one record each, and the JSON Lines file that holds them (docs/evaluation.md).
 
-The first line says what was measured, on what and in which convention; each further line is one expression.
-Lines are appended as calls of the engine end, so an interrupted run loses none that was finished.
+The first line describes the run: what was measured, on what data, in which convention. Every other line is
+one record. Lines are appended as engine calls finish, so an interrupted run loses no finished call.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 from tfanet.data.refer import usual_split_by
 from tfanet.errors import UserError
 from tfanet.files import require_file, require_writable, write_text
+from tfanet.validation import from_json
 from tfanet_engines.parity import ParityFigures
 from tfanet_eval.metrics import convention_named
 
@@ -26,8 +27,8 @@ VERSION = 1
 
 
 @dataclass(frozen=True)
-class Against:
-    """What the reference gave for the same expression."""
+class ReferenceResult:
+    """The reference's result for the same expression."""
 
     intersection: int
     union: int
@@ -37,11 +38,11 @@ class Against:
 
 @dataclass(frozen=True)
 class Record:
-    """One expression and what the engine gave for it."""
+    """One expression and the engine's result for it."""
 
     split: str
     index: int
-    """Its place among the split's samples, from 0."""
+    """Its index among the split's samples, from 0."""
     image: int
     ref: int
     sentence: int
@@ -51,55 +52,45 @@ class Record:
     """Pixels, at the convention's size."""
     union: int
     area: float
-    """The truth's share of the picture, 0..1."""
+    """Area of the target relative to the image, 0..1."""
     distractors: int
-    """Other annotated objects of the same category in the picture."""
+    """Other annotated objects of the same category in the image."""
     ms: float
-    """The call's duration by its images, in milliseconds."""
+    """Milliseconds per image: the call's duration divided by its batch size."""
     call: int
-    """The number of the engine's call within the split."""
+    """The number of the engine call within the split."""
     batch: int
-    """Images of that call."""
+    """Images in that call."""
     level: str | None = None
-    """Level of language, of synthetic data only."""
-    against: Against | None = None
+    """Language level; synthetic data only."""
+    reference: ReferenceResult | None = None
 
     def to_json(self, iou: float) -> str:
-        """One line, its `iou` (0..1, in the run's convention) among the fields."""
+        """One line of JSON, with `iou` (0..1, in the run's convention) among the fields."""
         fields = dataclasses.asdict(self)
-        against = fields.pop("against")
+        reference = fields.pop("reference")
         if self.level is None:
             del fields["level"]
-        return json.dumps(fields | {"iou": iou} | ({"reference": against} if against else {}))
-
-    @classmethod
-    def from_json(cls, line: str) -> Record:
-        """`ValueError`, `TypeError` or `KeyError` when the line is no record."""
-        fields = json.loads(line)
-        del fields["iou"]
-        against = fields.pop("reference", None)
-        if against is not None:
-            against = Against(**against | {"parity": ParityFigures(**against["parity"])})
-        return cls(**fields, against=against)
+        return json.dumps(fields | {"iou": iou} | ({"reference": reference} if reference else {}))
 
 
 @dataclass(frozen=True)
 class Results:
-    """A results file as read."""
+    """The contents of a results file."""
 
     path: Path
     run: dict[str, Any]
-    """What was measured: engine, reference, data, convention. Two parts of one run agree in it."""
+    """What was measured: engine, reference, data, convention. A run can be resumed only if it is equal."""
     environment: dict[str, Any]
-    """Where: versions, machine."""
+    """Versions and machine."""
     records: tuple[Record, ...]
 
 
 class ResultsFile:
-    """A results file that is being written, by one process or by several at once.
+    """Writes a results file, from one process or from several at once.
 
-    `start` makes or continues it; `append` adds records in one write, which the system keeps whole;
-    `finish` puts the lines in order.
+    `start` creates or continues the file, `append` adds records in one atomic write, `finish` sorts the
+    lines.
     """
 
     def __init__(self, path: Path, run: dict[str, Any], environment: dict[str, Any]) -> None:
@@ -108,9 +99,9 @@ class ResultsFile:
         self._run, self._environment = run, environment
 
     def start(self, *, resume: bool) -> list[Record]:
-        """Begin the file, or with `resume` continue it; the records of the calls that were finished.
+        """Create the file, or continue it with `resume`; returns the records of the finished calls.
 
-        `UserError` when the file exists and is not to be resumed, or holds another run.
+        Raises `UserError` if the file exists without `resume`, or holds another run.
         """
         require_writable(self.path)
         done: list[Record] = []
@@ -118,9 +109,9 @@ class ResultsFile:
             if not resume:
                 raise UserError(f"{self.path} exists; continue it with --resume, or give another name")
             if self.path.stat().st_size:
-                found = read_results(self.path, unfinished=True)
-                self._check(found)
-                done = whole_calls(found.records)
+                present = read_results(self.path, unfinished=True)
+                self._require_same_run(present)
+                done = finished_calls(present.records)
         self._write(done)
         return done
 
@@ -133,7 +124,7 @@ class ResultsFile:
             os.close(handle)
 
     def finish(self) -> list[Record]:
-        """Every record, in the order of the data set, which is then the file's."""
+        """Sort the file in the order of the data set; returns all its records."""
         order = {name: place for place, name in enumerate(self._run["splits"])}
         records = sorted(read_results(self.path).records, key=lambda r: (order[r.split], r.index))
         self._write(records)
@@ -147,21 +138,21 @@ class ResultsFile:
         lines = [json.dumps(head) + "\n", *map(self._line, records)]
         write_text(self.path, "".join(lines))
 
-    def _check(self, found: Results) -> None:
-        pairs = {name: (value, found.run.get(name)) for name, value in self._run.items()}
-        pairs["versions"] = self._environment["versions"], found.environment.get("versions")
-        for name, (ours, theirs) in pairs.items():
-            if ours != theirs:
+    def _require_same_run(self, present: Results) -> None:
+        pairs = {name: (value, present.run.get(name)) for name, value in self._run.items()}
+        pairs["versions"] = self._environment["versions"], present.environment.get("versions")
+        for name, (this, other) in pairs.items():
+            if this != other:
                 raise UserError(
-                    f"{self.path} cannot be continued: its {name} is {json.dumps(theirs)}, of this run it is "
-                    f"{json.dumps(ours)}; give another --results"
+                    f"{self.path} cannot be continued: its {name} is {json.dumps(other)}, of this run it is "
+                    f"{json.dumps(this)}; give another --results"
                 )
 
 
 def read_results(path: str | Path, *, unfinished: bool = False) -> Results:
-    """Read a results file; with `unfinished` a half-written last line is left out.
+    """Read a results file; with `unfinished` an incomplete last line is left out.
 
-    Raises `UserError` when it is missing, no results file, of another version, or damaged at any line.
+    Raises `UserError` if it is missing, not a results file, of another version, or invalid in any line.
     """
     path = require_file(path, "results file")
     try:
@@ -170,56 +161,26 @@ def read_results(path: str | Path, *, unfinished: bool = False) -> Results:
         raise UserError(f"results file {path} cannot be read: {error}") from error
     last = lines.pop()
     if last and not unfinished:
-        raise UserError(f"results file {path} ends in the middle of a line; continue its run with --resume")
+        raise UserError(f"results file {path} ends with an incomplete line; continue its run with --resume")
     try:
-        head = json.loads(lines[0]) if lines else json.loads(last)
+        head = json.loads(lines[0] if lines else last)
         known = head["format"] == FORMAT
         version, run, environment = head["version"], head["run"], head["environment"]
-        if "split_by" not in run:  # a file of before it was noted
+        if "split_by" not in run:  # written before this field existed
             run["split_by"] = usual_split_by(run.get("data", ""), run["dataset"])
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"{path} is no results file of tfanet-eval --results") from error
+        raise UserError(f"{path} is not a results file of tfanet-eval --results") from error
     if not known or version != VERSION:
         raise UserError(f"{path} is {head['format']} version {version}, not {FORMAT} version {VERSION}")
-    records = []
-    for number, line in enumerate(lines[1:], 2):
-        try:
-            records.append(Record.from_json(line))
-        except (ValueError, TypeError, KeyError) as error:
-            raise UserError(f"results file {path}, line {number} is damaged") from error
+    records = (
+        from_json(Record, line, f"results file {path}, line {number}")
+        for number, line in enumerate(lines[1:], 2)
+    )
     return Results(path, run, environment, tuple(records))
 
 
-def whole_calls(records: Sequence[Record]) -> list[Record]:
-    """The records, each once, whose call of the engine has all its lines: those that need not be repeated."""
+def finished_calls(records: Sequence[Record]) -> list[Record]:
+    """The records, without duplicates, of the engine calls that have all their records."""
     once = {(record.split, record.index): record for record in records}
     present = Counter((record.split, record.call) for record in once.values())
     return [record for record in once.values() if present[record.split, record.call] == record.batch]
-
-
-@dataclass(frozen=True)
-class Pairing:
-    """The expressions that two results files share."""
-
-    pairs: tuple[tuple[Record, Record], ...]
-    only_first: int
-    only_second: int
-
-
-def paired(first: Results, second: Results) -> Pairing:
-    """`UserError` when one is empty, they are of other data or another convention, or share no expression."""
-    for file in (first, second):
-        if not file.records:
-            raise UserError(f"{file.path} has no results yet")
-    for field in ("dataset", "split_by", "convention", "shuffled_sentences"):
-        if first.run[field] != second.run[field]:
-            raise UserError(
-                f"{first.path} and {second.path} cannot be compared: their {field} is {first.run[field]} "
-                f"and {second.run[field]}"
-            )
-    left, right = ({(r.split, r.ref, r.sentence): r for r in file.records} for file in (first, second))
-    shared = [key for key in left if key in right]
-    if not shared:
-        raise UserError(f"{first.path} and {second.path} share no expression")
-    pairs = tuple((left[key], right[key]) for key in shared)
-    return Pairing(pairs, len(left) - len(shared), len(right) - len(shared))

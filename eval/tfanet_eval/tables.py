@@ -1,4 +1,4 @@
-"""Rows of figures for the terminal, for Markdown and for JSON: the same rows, formatted once."""
+"""Tables of metrics for the terminal, Markdown and JSON, from the same rows."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ if TYPE_CHECKING:
 
     from tfanet_eval.evaluation import Evaluation
 
-NOTHING = "–"
+MISSING = "–"
 _WIDE = 1000
 
 Row = Mapping[str, Any]
-"""Column name to raw value: a text, a number in the unit of `_FORMATS`, or None where there is none."""
+"""Column name to raw value: text, a number in the unit of `_FORMATS`, or None if missing."""
 
 
 def _percent(value: float) -> str:
@@ -37,11 +37,11 @@ _FORMATS: dict[str, Callable[[Any], str]] = {
     "images/s": lambda value: f"{value:.1f}",
     "speedup": lambda value: f"{value:.2f}",
 }
-"""Shares 0..1 are printed in percent, bytes in millions; everything else as `str` gives it."""
+"""Fractions 0..1 are printed in percent, bytes in MB; columns that are not listed by `str`."""
 
 
-def figures(evaluation: Evaluation) -> dict[str, Any]:
-    """The columns of one evaluation: accuracy, sample count, time, and, with a reference, the distance."""
+def metric_columns(evaluation: Evaluation) -> dict[str, Any]:
+    """The columns of one evaluation: accuracy, sample count, latency, and with a reference the parity."""
     row: dict[str, Any] = evaluation.metrics.result()
     row |= {"ms per image": evaluation.latency.median, "p95 ms": evaluation.latency.p95}
     if evaluation.comparison is not None:
@@ -55,40 +55,40 @@ def figures(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def cell(column: str, value: Any) -> str:
-    """A value as the tables print it."""
-    return NOTHING if value is None else _FORMATS.get(column, str)(value)
+    """The text of a value in the tables."""
+    return MISSING if value is None else _FORMATS.get(column, str)(value)
 
 
-def chosen(rows: Sequence[Row], columns: Sequence[str]) -> list[dict[str, Any]]:
-    """The rows with exactly `columns`, raw, None where a row lacks one: what goes into JSON."""
+def select(rows: Sequence[Row], columns: Sequence[str]) -> list[dict[str, Any]]:
+    """The rows for JSON: raw values of exactly `columns`, None where a row has none."""
     return [{column: row.get(column) for column in columns} for row in rows]
 
 
 def markdown(rows: Sequence[Row], columns: Sequence[str]) -> str:
-    """A Markdown table whose first column is text and whose others are numbers."""
+    """A Markdown table; the first column is text, the others are numbers."""
     lines = [columns, ["---", *["---:"] * (len(columns) - 1)]]
     lines += [[cell(column, row.get(column)) for column in columns] for row in rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def show(rows: Sequence[Row], columns: Sequence[str], title: str) -> None:
-    """Print a table on stdout; turned on its side where the terminal is too narrow, so no figure breaks."""
+    """Print a table on stdout; transposed if the terminal is too narrow, so that no value wraps."""
     from rich.console import Console
 
     grid = [list(columns), *([cell(column, row.get(column)) for column in columns] for row in rows)]
     console = Console(highlight=False)
-    upright = _table(grid, _WIDE)
-    needed = Console(width=_WIDE).measure(upright).maximum
+    table = _table(grid, _WIDE)
+    needed = Console(width=_WIDE).measure(table).maximum
     if console.is_terminal and needed > console.width:
-        upright = _table([list(line) for line in zip(*grid, strict=True)], console.width)
+        table = _table([list(line) for line in zip(*grid, strict=True)], console.width)
     elif needed > console.width:
         console = Console(highlight=False, width=needed)
     console.print(f"\n{title}", markup=False, soft_wrap=True)
-    console.print(upright)
+    console.print(table)
 
 
 def _table(grid: list[list[str]], width: int) -> Table:
-    """A table whose first line is the heading and whose first column is text."""
+    """A table; the first line of `grid` is the heading, the first column is text."""
     from rich import box
     from rich.table import Table
     from rich.text import Text

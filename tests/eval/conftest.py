@@ -1,4 +1,4 @@
-"""Commands as a user runs them, and checkpoints to run them on."""
+"""Run commands as a user does, on checkpoints of random weights."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a command left on the terminal."""
+    """Exit code, stdout and stderr of a command."""
 
     code: int
     out: str
@@ -58,28 +58,41 @@ def other_checkpoint(tmp_path_factory) -> Path:
     return path
 
 
-@pytest.fixture
-def one_thread(monkeypatch):
-    """For threads that wait for one another on cores that others use make a short test long."""
+@pytest.fixture(scope="module")
+def one_thread():
+    """One thread: threads that wait for each other on busy cores slow a short test down."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
     torch.set_num_threads(before)
 
 
 @pytest.fixture
 def evaluated(command, checkpoint, shapes_root):
-    """Run `tfanet-eval` on all of val and testA with these options more."""
+    """Run `tfanet-eval` on all of val and testA with additional options."""
     from tfanet_eval.cli.evaluate import main
 
-    def call(*more):
+    def call(*options):
         return command(
             main, "--engine", checkpoint, "--reference", checkpoint, "--data", shapes_root, "--split", "val",
-            "--split", "testA", "--batch", 2, *more,
+            "--split", "testA", "--batch", 2, *options,
         )  # fmt: skip
 
     return call
+
+
+@pytest.fixture(scope="module")
+def full_run(one_thread, checkpoint, shapes_root, tmp_path_factory) -> Path:
+    """A folder with results.jsonl and summary.json of the command that `evaluated` runs."""
+    from tfanet_eval.jobs import EvaluationJob, run_job
+    from tfanet_eval.output import Outputs, write_outputs
+
+    folder = tmp_path_factory.mktemp("full-run")
+    job = EvaluationJob(checkpoint, checkpoint, shapes_root, "refcoco", ("val", "testA"), batch=2)
+    write_outputs(job, run_job(job, results=folder / "results.jsonl"), Outputs(json=folder / "summary.json"))
+    return folder
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""A data set of red boxes on black, and engines that find them, miss them or ignore the picture."""
+"""A data set of red boxes on black, engines with known predictions, and functions for subprocesses."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SIZE = CONFIG.image_size
 
 
 class Boxes:
-    """`count` samples, two a picture; picture k has `k + 1` red rows. The interface of `ReferDataset`."""
+    """`count` samples, two per image; image k has `k + 1` red rows. Has the interface of `ReferDataset`."""
 
     split = "val"
 
@@ -38,9 +38,9 @@ class Boxes:
         return map(self.__getitem__, range(self.count))
 
     def __getitem__(self, index: int) -> Expression:
-        picture = index // 2
+        image = index // 2
         return Expression(
-            ref_id=picture, ann_id=picture, image_id=picture, sent_id=index, sentence=f"box {picture}",
+            ref_id=image, ann_id=image, image_id=image, sent_id=index, sentence=f"box {image}",
             image_path=Path("none"), height=self.height, width=self.width, category="box",
         )  # fmt: skip
 
@@ -61,7 +61,7 @@ class Boxes:
 
 @dataclass
 class FakeEngine:
-    """`answer(images, tokens)` gives the logits; calls are counted by their batch."""
+    """Returns `answer(images, tokens)` as logits; `calls` has the batch size of each call."""
 
     answer: Callable[[np.ndarray, np.ndarray], np.ndarray]
     name: str = "fake"
@@ -78,7 +78,7 @@ class FakeEngine:
 
 
 def oracle(images: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-    """Finds red."""
+    """Predicts the red pixels."""
     return images[..., 0] / 127.5 - 1
 
 
@@ -91,7 +91,7 @@ def everything(images: np.ndarray, tokens: np.ndarray) -> np.ndarray:
 
 
 def record(index: int, *, image: int = 0, intersection: int, union: int) -> Record:
-    """One expression's result, as of a run with batch 1."""
+    """The record of one expression, from a run with batch 1."""
     return Record(
         split="val", index=index, image=image, ref=index, sentence=index, text=f"box {image}",
         intersection=intersection, union=union, area=0.1, distractors=0, ms=5.0, call=index, batch=1,
@@ -99,33 +99,31 @@ def record(index: int, *, image: int = 0, intersection: int, union: int) -> Reco
 
 
 def rows(path: str | Path) -> list[dict]:
-    """The lines of a results file after the head, without the times, which no two runs share."""
+    """The records of a results file without `ms`, which differs between runs."""
     lines = Path(path).read_text(encoding="utf-8").splitlines()[1:]
     return [{k: v for k, v in json.loads(line).items() if k != "ms"} for line in lines]
 
 
-def dies(request: object) -> tuple[str, dict]:
-    """A measurement whose process ends without a word."""
+def crashes(job: object) -> tuple[str, dict]:
+    """A measurement whose process exits without a result."""
     os._exit(7)
 
 
-def refuses(request: object) -> tuple[str, dict]:
+def raises(job: object) -> tuple[str, dict]:
     raise UserError("this machine has no such GPU")
 
 
-def waits_beside(job: tuple[str, Path], heard: Callable[[int], None]) -> None:
-    """One of several: `waits` notes its process in the file and would go on for a minute; the others wait for
-    that, then end as their name says.
-    """
+def waits_or_fails(job: tuple[str, Path], send: Callable[[int], None]) -> None:
+    """Job "waits" writes its process id to the file and sleeps; others wait for the file, then fail."""
     how, file = job
     if how == "waits":
         file.write_text(str(os.getpid()))
         time.sleep(60)
     while not (file.exists() and file.read_text()):
         time.sleep(0.01)
-    heard(3)
-    if how == "refuses":
+    send(3)
+    if how == "raises":
         raise UserError("this machine has no such GPU")
-    if how == "dies":
+    if how == "exits":
         os._exit(7)
     os.kill(os.getpid(), signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""The demo's table, with checkpoints in the place of the models that it would export and build."""
+"""The demo's table, with checkpoints instead of the models that it exports and builds."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from tfanet_eval.demo import COLUMNS, app
 
 @pytest.fixture
 def demo_of(command, monkeypatch, shapes_root, checkpoint, tmp_path):
-    """Run the demo, in this process, with `deployed` as its ONNX files and a plan that cannot run here."""
+    """Run the demo in this process, with `deployed` as its ONNX files and a plan for another GPU."""
     plan = write_plan(tmp_path / "model-fp16.plan", "8.9")
 
     def call(deployed):
         monkeypatch.setattr(benchmark, "onnx_pair", lambda checkpoint, stem: [deployed, deployed])
-        monkeypatch.setattr(demo, "_built", lambda onnx, out: plan)
-        monkeypatch.setattr(benchmark, "run_in_subprocess", lambda work, job, name: work(job, None))
+        monkeypatch.setattr(demo, "_build", lambda onnx, out: plan)
+        monkeypatch.setattr(benchmark, "run_in_subprocess", lambda function, job, name: function(job, None))
         arguments = ("--checkpoint", checkpoint, "--data", shapes_root, "--limit", 3, "--out", "demo")
         return command(lambda: run(app), *arguments)
 
@@ -48,7 +48,7 @@ def table():
     return json.loads(Path("demo/table.json").read_text(encoding="utf-8"))
 
 
-def test_one_row_a_model_and_nothing_measured_for_the_plan(demo_of, checkpoint):
+def test_every_model_has_a_row_and_the_plan_is_not_measured(demo_of, checkpoint):
     done = demo_of(checkpoint)
     assert done.code == 0, done.err
     reference, deployed, _, plan = table()["rows"]
@@ -59,29 +59,29 @@ def test_one_row_a_model_and_nothing_measured_for_the_plan(demo_of, checkpoint):
     assert [column for column in COLUMNS if plan[column] is not None] == ["engine", "MB"]
     assert (plan["engine"], plan["MB"]) == ("model-fp16.plan (built for sm89; runs on that GPU)", 12)
     assert "on 9 expressions" in table()["title"]
-    written = Path("demo/table.md").read_text(encoding="utf-8")
-    assert written.count("\n| ") == 5
-    assert f"| {plan['engine']} |{' – |' * 9} " in written
-    assert "shuffled" in written
-    with Image.open("demo/predictions.png") as picture:
-        assert picture.format == "PNG"
+    markdown = Path("demo/table.md").read_text(encoding="utf-8")
+    assert markdown.count("\n| ") == 5
+    assert f"| {plan['engine']} |{' – |' * 9} " in markdown
+    assert "shuffled" in markdown
+    with Image.open("demo/predictions.png") as image:
+        assert image.format == "PNG"
 
 
-def test_a_broken_bound_is_exit_1_with_the_table_written(demo_of, other_checkpoint):
+def test_broken_bound_exits_1_after_the_table_is_written(demo_of, other_checkpoint):
     done = demo_of(other_checkpoint)
     assert done.code == 1
     assert f"verification failed: {other_checkpoint.name}: failed: max logit error" in done.err
     assert table()["rows"][1]["max logit error"] > 1e-3
 
 
-def test_the_plans_line_names_the_gpu_as_everywhere(plan_report, capsys):
+def test_line_about_the_plan_names_its_gpu(plan_report, capsys):
     demo._print_proof(plan_report)
     line = capsys.readouterr().out
     assert "plan by tensorrt-rtx 1.7 for sm89: 3 of 4 weights are half precision (75.0 %)" in line
 
 
 @pytest.mark.slow
-def test_the_whole_way_from_the_bundled_checkpoint_to_the_plan(command, shapes_root):
+def test_demo_of_the_bundled_checkpoint_with_a_plan(command, shapes_root):
     done = command(lambda: run(app), "--data", shapes_root, "--limit", 4, "--out", "demo")
     assert done.code == 0, done.err
     assert "weights are half precision (9" in done.out

@@ -1,4 +1,4 @@
-"""Cells of a contact sheet: evenly spread samples with the IoU that the metrics give."""
+"""Predictions, and the cells of a contact sheet."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tfanet_eval.metrics import SegmentationMetrics
 from tfanet_eval.prediction import predict, prediction_cells
 
 
-def test_cells_carry_the_iou_of_the_metrics():
+def test_cells_have_the_iou_of_the_metrics():
     dataset = Boxes(8)
     perfect = prediction_cells(FakeEngine(oracle), dataset, 4)
     assert [cell.sentence for cell in perfect] == ["box 0", "box 1", "box 2", "box 3"]
@@ -22,17 +22,17 @@ def test_cells_carry_the_iou_of_the_metrics():
         assert 0 < cell.iou < 0.1
 
 
-def test_long_sentences_of_a_data_set_are_cut():
-    class Wordy(Boxes):
+def test_long_expressions_of_a_data_set_are_cut():
+    class LongExpressions(Boxes):
         def __getitem__(self, index):
             expression = super().__getitem__(index)
             return type(expression)(**{**vars(expression), "sentence": "very " * 40 + "red box"})
 
-    assert len(prediction_cells(FakeEngine(oracle), Wordy(2), 2)) == 2
+    assert len(prediction_cells(FakeEngine(oracle), LongExpressions(2), 2)) == 2
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf], ids=str)
-def test_a_logit_that_is_not_finite_is_no_mask(value):
+def test_predict_raises_for_logits_that_are_not_finite(value):
     def broken(images, tokens):
         logits = oracle(images, tokens)
         logits[0, 3, 5] = value

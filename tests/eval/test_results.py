@@ -1,9 +1,11 @@
-"""The results file: what it holds, and how an interrupted run goes on."""
+"""The results file: its contents, and resuming an interrupted run."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,27 +24,32 @@ FILE = "results.jsonl"
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def test_one_line_an_expression_with_all_that_a_reader_needs(evaluated):
+def test_file_has_a_record_per_expression_and_a_description_of_the_run(evaluated):
     done = evaluated("--results", FILE, "--json", "all.json")
     assert done.code == 0, done.err
     assert "of the CPU time" in done.out
-    found = read_results(FILE)
-    assert found.run["convention"] == "original"
-    assert len(found.run["engine_sha256"]) == 64
-    assert "torch" in found.environment["versions"]
-    figures = json.loads(Path("all.json").read_text(encoding="utf-8"))["splits"]
-    for split, figure in figures.items():
-        mine = [row for row in rows(FILE) if row["split"] == split]
-        assert [row["index"] for row in mine] == list(range(figure["metrics"]["count"]))
-        assert sum(row["iou"] for row in mine) / len(mine) == pytest.approx(figure["metrics"]["mIoU"])
-        assert {row["reference"]["parity"]["pairs"] for row in mine} == {1}
+    results = read_results(FILE)
+    assert results.run["convention"] == "original"
+    assert len(results.run["engine_sha256"]) == 64
+    assert "torch" in results.environment["versions"]
+    summary = json.loads(Path("all.json").read_text(encoding="utf-8"))["splits"]
+    for split, values in summary.items():
+        records = [row for row in rows(FILE) if row["split"] == split]
+        assert [row["index"] for row in records] == list(range(values["metrics"]["count"]))
+        assert sum(row["iou"] for row in records) / len(records) == pytest.approx(values["metrics"]["mIoU"])
+        assert {row["reference"]["parity"]["pairs"] for row in records} == {1}
+
+
+@pytest.fixture
+def full_text(full_run, evaluated) -> str:
+    """The results file of a full run, copied to the current folder."""
+    shutil.copy(full_run / FILE, FILE)
+    return Path(FILE).read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("cut", ["half-a-line", "half-a-call", "only-the-head", "empty"])
-def test_a_cut_file_is_continued_and_ends_the_same(evaluated, cut):
-    assert evaluated("--results", FILE, "--json", "whole.json").code == 0
-    whole, text = rows(FILE), Path(FILE).read_text(encoding="utf-8")
-    lines = text.splitlines(keepends=True)
+def test_truncated_file_is_resumed_to_the_same_records(evaluated, full_run, full_text, cut):
+    lines = full_text.splitlines(keepends=True)
     kept = {
         "half-a-line": "".join(lines[:6])[:-40], "half-a-call": "".join(lines[:4]),
         "only-the-head": lines[0], "empty": "",
@@ -50,25 +57,24 @@ def test_a_cut_file_is_continued_and_ends_the_same(evaluated, cut):
     Path(FILE).write_text(kept, encoding="utf-8")
     done = evaluated("--results", FILE, "--resume", "--json", "resumed.json")
     assert done.code == 0, done.err
-    assert rows(FILE) == whole
-    tables = [json.loads(Path(name).read_text(encoding="utf-8")) for name in ("whole.json", "resumed.json")]
-    for table in tables:
-        for split in table["splits"].values():
+    assert rows(FILE) == rows(full_run / FILE)
+    files = (full_run / "summary.json", Path("resumed.json"))
+    summaries = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    for summary in summaries:
+        for split in summary["splits"].values():
             del split["latency"]
-    assert tables[0] == tables[1]
+    assert summaries[0] == summaries[1]
 
 
-def test_a_finished_file_is_read_and_nothing_is_measured(evaluated):
-    assert evaluated("--results", FILE).code == 0
-    before = Path(FILE).read_bytes()
+def test_resuming_a_finished_file_measures_nothing(evaluated, full_text):
     done = evaluated("--results", FILE, "--resume")
     assert done.code == 0, done.err
     assert "nothing was measured" in done.out
-    assert Path(FILE).read_bytes() == before
+    assert Path(FILE).read_text(encoding="utf-8") == full_text
 
 
-def test_killed_at_any_moment_it_goes_on(command, checkpoint, shapes_root, tmp_path):
-    """SIGKILL after some lines, twice; what was finished is not repeated."""
+def test_killed_run_is_resumed(command, checkpoint, shapes_root, tmp_path):
+    """SIGKILL after some lines, twice; finished calls are not repeated."""
     arguments = [
         "--engine",
         str(checkpoint),
@@ -79,8 +85,8 @@ def test_killed_at_any_moment_it_goes_on(command, checkpoint, shapes_root, tmp_p
         "--split",
         "testA",
     ]
-    whole = command(main, *arguments, "--results", "whole.jsonl")
-    assert whole.code == 0, whole.err
+    full = command(main, *arguments, "--results", "full.jsonl")
+    assert full.code == 0, full.err
     code = "import sys; from tfanet_eval.cli.evaluate import main; sys.argv[0] = 'tfanet-eval'; main()"
     file, kept = tmp_path / FILE, 0
     for lines in (3, 9):
@@ -91,31 +97,29 @@ def test_killed_at_any_moment_it_goes_on(command, checkpoint, shapes_root, tmp_p
         child.send_signal(signal.SIGKILL)
         child.wait()
         kept = file.read_bytes().count(b"\n") - 1
-    stamp = [json.loads(line)["ms"] for line in file.read_text("utf-8").splitlines()[1 : kept + 1]]
+    times = [json.loads(line)["ms"] for line in file.read_text("utf-8").splitlines()[1 : kept + 1]]
     done = command(main, *arguments, "--results", FILE, "--resume")
     assert done.code == 0, done.err
-    assert rows(FILE) == rows("whole.jsonl")
-    assert stamp == [json.loads(line)["ms"] for line in file.read_text("utf-8").splitlines()[1 : kept + 1]]
+    assert rows(FILE) == rows("full.jsonl")
+    assert times == [json.loads(line)["ms"] for line in file.read_text("utf-8").splitlines()[1 : kept + 1]]
 
 
 OTHER_RUNS = [
     pytest.param(["--convention", "cris"], "convention", id="convention"),
     pytest.param(["--limit", 3], "limit", id="limit"),
-    pytest.param(["--shuffle-sentences"], "shuffled_sentences", id="shuffled"),
+    pytest.param(["--shuffle-expressions"], "shuffled_sentences", id="shuffled"),
 ]
 
 
-@pytest.mark.parametrize(("more", "named"), OTHER_RUNS)
-def test_the_results_of_another_run_are_not_continued(evaluated, more, named):
-    assert evaluated("--results", FILE).code == 0
-    before = Path(FILE).read_bytes()
-    done = evaluated("--results", FILE, "--resume", *more)
+@pytest.mark.parametrize(("options", "field"), OTHER_RUNS)
+def test_results_of_another_run_are_not_resumed(evaluated, full_text, options, field):
+    done = evaluated("--results", FILE, "--resume", *options)
     assert (done.code, done.err.count("\n")) == (2, 1)
-    assert f"its {named} is" in done.err
-    assert Path(FILE).read_bytes() == before
+    assert f"its {field} is" in done.err
+    assert Path(FILE).read_text(encoding="utf-8") == full_text
 
 
-def test_the_results_of_another_engine_are_not_continued(command, checkpoint, other_checkpoint, shapes_root):
+def test_results_of_another_engine_are_not_resumed(command, checkpoint, other_checkpoint, shapes_root):
     codes, errors = [], ""
     for engine in (checkpoint, other_checkpoint):
         done = command(
@@ -127,25 +131,25 @@ def test_the_results_of_another_engine_are_not_continued(command, checkpoint, ot
     assert "cannot be continued: its engine is" in errors
 
 
-def test_the_division_is_part_of_the_run(command, small_onnx, gref_root):
-    def evaluated(*more):
+def test_split_by_is_part_of_the_run(command, small_onnx, gref_root):
+    def evaluated(*options):
         common = ("--engine", small_onnx, "--data", gref_root, "--dataset", "refcocog", "--results", FILE)
-        return command(main, *common, *more)
+        return command(main, *common, *options)
 
     done = evaluated("--json", "umd.json")
     assert done.code == 0, done.err
     assert json.loads(Path("umd.json").read_text(encoding="utf-8"))["split_by"] == "umd"
     umd, text = rows(FILE), Path(FILE).read_text(encoding="utf-8")
     assert read_results(FILE).run["split_by"] == "umd"
-    refused = evaluated("--resume", "--split-by", "google")
-    assert (refused.code, refused.err.count("\n")) == (2, 1)
-    assert 'its split_by is "umd", of this run it is "google"' in refused.err
-    # A file of before the division was noted.
+    other = evaluated("--resume", "--split-by", "google")
+    assert (other.code, other.err.count("\n")) == (2, 1)
+    assert 'its split_by is "umd", of this run it is "google"' in other.err
+    # A file that was written before this field existed.
     Path(FILE).write_text(text.replace(' "split_by": "umd",', "", 1), encoding="utf-8")
     assert "split_by" not in json.loads(Path(FILE).read_text(encoding="utf-8").splitlines()[0])["run"]
     assert evaluated("--resume", "--split-by", "google").code == 2
-    for more in ([], ["--split-by", "umd"]):
-        assert evaluated("--resume", *more).code == 0
+    for options in ([], ["--split-by", "umd"]):
+        assert evaluated("--resume", *options).code == 0
         assert Path(FILE).read_text(encoding="utf-8") == text
     google = ReferDataset(gref_root, "refcocog", "val", "google")
     for workers in (1, 2):
@@ -158,22 +162,27 @@ def test_the_division_is_part_of_the_run(command, small_onnx, gref_root):
     assert not {row["ref"] for row in rows(FILE)} & {row["ref"] for row in umd}
 
 
-def test_mistakes_with_results(evaluated, command):
+def test_errors_with_results(evaluated, command):
     done = command(main, "--resume")
     assert (done.code, "--results" in done.err) == (2, True)
     Path(FILE).write_text("something else\n", encoding="utf-8")
-    for more, named in (([], "exists"), (["--resume"], "no results file")):
-        done = evaluated("--results", FILE, *more)
-        assert (done.code, named in done.err) == (2, True)
+    for options, message in (([], "exists"), (["--resume"], "not a results file")):
+        done = evaluated("--results", FILE, *options)
+        assert (done.code, message in done.err) == (2, True)
     assert Path(FILE).read_text(encoding="utf-8") == "something else\n"
 
 
-def test_a_damaged_line_is_named(evaluated):
-    assert evaluated("--results", FILE).code == 0
-    lines = Path(FILE).read_text(encoding="utf-8").splitlines(keepends=True)
-    Path(FILE).write_text("".join([*lines[:3], "{}\n", *lines[4:]]), encoding="utf-8")
-    with pytest.raises(UserError, match="line 4 is damaged"):
-        read_results(FILE)
+def test_invalid_line_is_an_error_with_its_number(full_text):
+    lines = full_text.splitlines(keepends=True)
+    text = '"intersection": "many"'
+    for line, message in (
+        ("{}\n", "line 4 is invalid: split: Field required"),
+        (re.sub(r'"intersection": \d+', text, lines[3], count=1), "line 4 is invalid: intersection: "),
+        ("not JSON\n", "line 4 is invalid: Invalid JSON"),
+    ):
+        Path(FILE).write_text("".join([*lines[:3], line, *lines[4:]]), encoding="utf-8")
+        with pytest.raises(UserError, match=message):
+            read_results(FILE)
     Path(FILE).write_text("".join(lines)[: -os.linesep.__len__()], encoding="utf-8")
     with pytest.raises(UserError, match="--resume"):
         read_results(FILE)

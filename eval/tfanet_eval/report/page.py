@@ -17,13 +17,14 @@ import numpy as np
 from tfanet.data.refer import data_name
 from tfanet.errors import UserError
 from tfanet.files import write_text
+from tfanet_eval.analysis import pair_records
 from tfanet_eval.evaluation import Evaluation
+from tfanet_eval.jobs import EvaluationJob, environment
 from tfanet_eval.metrics import RESAMPLES, Resampled, convention_named, resample
 from tfanet_eval.report import charts
 from tfanet_eval.report.error_maps import KEY
 from tfanet_eval.report.images import sheets_of
-from tfanet_eval.results import Record, Results, paired
-from tfanet_eval.runs import Request, environment
+from tfanet_eval.results import Record, Results
 
 _SHOWN = ("mIoU", "oIoU", "P@0.5", "P@0.7", "P@0.9")
 
@@ -107,10 +108,10 @@ def write_report(
     write_text(path, text)
 
 
-def results_of(request: Request, found: Mapping[str, Evaluation]) -> list[Results]:
-    """What `run_splits` found for `request`, as `write_report` takes it; a reference comes first."""
+def results_of(request: EvaluationJob, found: Mapping[str, Evaluation]) -> list[Results]:
+    """What `run_job` found for `request`, as `write_report` takes it; a reference comes first."""
     run = request.description
-    where = environment(max(evaluation.cost.processes for evaluation in found.values()))
+    where = environment(max(evaluation.timing.processes for evaluation in found.values()))
     records = tuple(record for evaluation in found.values() for record in evaluation.records)
     results = [Results(request.engine, run, where, records)]
     if request.reference is not None:
@@ -123,9 +124,9 @@ def results_of(request: Request, found: Mapping[str, Evaluation]) -> list[Result
 
 def _of_reference(record: Record) -> Record:
     """What the reference gave for the same expression; how long it took nobody measured."""
-    assert record.against is not None
-    counts = {"intersection": record.against.intersection, "union": record.against.union}
-    return dataclasses.replace(record, **counts, ms=math.nan, against=None)
+    assert record.reference is not None
+    counts = {"intersection": record.reference.intersection, "union": record.reference.union}
+    return dataclasses.replace(record, **counts, ms=math.nan, reference=None)
 
 
 def _template() -> Any:
@@ -160,7 +161,7 @@ def _same(results: Sequence[Results]) -> list[Results]:
         raise UserError("a report needs at least one results file")
     first, found = results[0], []
     for other in results:
-        pairing = paired(first, other)
+        pairing = pair_records(first, other)
         if pairing.only_first or pairing.only_second:
             raise UserError(
                 f"{other.path} and {first.path} are not of the same expressions: only such stand side by side"

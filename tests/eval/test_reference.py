@@ -1,4 +1,4 @@
-"""Which checkpoint an engine is held against."""
+"""The reference of an engine, and the parity gate."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tfanet_eval.reference import find_reference, gate_of, precision_of
 
 @pytest.fixture
 def onnx_of(tmp_path):
-    """A file named model.onnx whose sidecar says that it was made of these weights."""
+    """Write model.onnx with a sidecar that has the given weight hash."""
 
     def make(weights):
         path = tmp_path / "model.onnx"
@@ -35,32 +35,32 @@ def onnx_of(tmp_path):
 
 @pytest.fixture
 def bundled(checkpoint, monkeypatch):
-    """The random checkpoint in the place of the bundled one."""
+    """The random checkpoint, patched in as the bundled one."""
     monkeypatch.setattr("tfanet.weights.bundled", lambda name: checkpoint)
     return checkpoint
 
 
-def test_the_bundled_checkpoint_is_found_by_its_weights(onnx_of, bundled):
+def test_bundled_checkpoint_is_found_by_its_weight_hash(onnx_of, bundled):
     engine = onnx_of(weights_sha256(load_model(bundled)))
     assert find_reference(engine, None) == (bundled, "")
     assert precision_of(engine) == "fp16"
 
 
-def test_other_weights_have_no_reference_and_say_so(onnx_of, bundled):
-    found, why = find_reference(onnx_of("0" * 64), None)
-    assert found is None
+def test_other_weights_have_no_reference(onnx_of, bundled):
+    reference, why = find_reference(onnx_of("0" * 64), None)
+    assert reference is None
     assert "--reference" in why
 
 
-def test_a_plan_without_a_sidecar_has_no_reference_and_says_so(tmp_path, bundled):
-    found, why = find_reference(tmp_path / "model.plan", None)
-    assert found is None
+def test_plan_without_a_sidecar_has_no_reference(tmp_path, bundled):
+    reference, why = find_reference(tmp_path / "model.plan", None)
+    assert reference is None
     assert "model.plan.json is missing" in why
 
 
 @pytest.fixture
 def onnx_alone(tmp_path):
-    """A half-precision ONNX file without a sidecar, whose metadata says that it was made of these weights."""
+    """Write an FP16 ONNX file without a sidecar whose metadata has the given weight hash."""
 
     def make(weights):
         half = onnx.numpy_helper.from_array(np.ones(3, np.float16), "w")
@@ -74,7 +74,7 @@ def onnx_alone(tmp_path):
     return make
 
 
-def test_an_onnx_file_without_a_sidecar_speaks_for_itself(onnx_alone, bundled, other_checkpoint):
+def test_onnx_file_without_a_sidecar_is_described_by_its_metadata(onnx_alone, bundled, other_checkpoint):
     engine = onnx_alone(weights_sha256(load_model(bundled)))
     assert find_reference(engine, bundled) == (bundled, "")
     assert find_reference(engine, None) == (bundled, "")
@@ -83,32 +83,32 @@ def test_an_onnx_file_without_a_sidecar_speaks_for_itself(onnx_alone, bundled, o
         find_reference(engine, other_checkpoint)
 
 
-def test_an_onnx_file_that_names_no_weights_is_compared_when_asked(onnx_alone, bundled):
+def test_onnx_file_without_weight_hash_is_compared_with_the_requested_reference(onnx_alone, bundled):
     engine = onnx_alone(None)
     assert find_reference(engine, bundled) == (bundled, "")
     assert find_reference(engine, None)[0] is None
 
 
 @pytest.mark.parametrize("engine", ["model.safetensors", "model.onnx", "model.plan"])
-def test_a_reference_is_a_checkpoint(tmp_path, engine):
-    with pytest.raises(UserError, match=r"--reference .*other\.onnx is no PyTorch checkpoint"):
+def test_reference_must_be_a_checkpoint(tmp_path, engine):
+    with pytest.raises(UserError, match=r"--reference .*other\.onnx is not a PyTorch checkpoint"):
         find_reference(tmp_path / engine, tmp_path / "other.onnx")
 
 
-def test_a_reference_of_other_weights_is_refused(onnx_of, checkpoint, other_checkpoint):
+def test_reference_with_other_weights_is_an_error(onnx_of, checkpoint, other_checkpoint):
     engine = onnx_of(weights_sha256(load_model(checkpoint)))
     assert find_reference(engine, checkpoint) == (checkpoint, "")
     with pytest.raises(UserError, match="other weights"):
         find_reference(engine, other_checkpoint)
 
 
-def test_a_checkpoint_is_compared_only_when_asked(checkpoint, other_checkpoint):
+def test_checkpoint_is_compared_only_on_request(checkpoint, other_checkpoint):
     assert find_reference(checkpoint, None)[0] is None
     assert find_reference(checkpoint, other_checkpoint)[0] == other_checkpoint
     assert precision_of(checkpoint) == "fp32"
 
 
-def test_the_gate_names_the_engine_and_the_figure():
+def test_closed_gate_names_engine_and_value():
     compared = evaluate(FakeEngine(oracle), Boxes(2), reference=FakeEngine(oracle))
     gate_of(compared, "fp32").require("model.onnx")
     worse = evaluate(FakeEngine(nothing), Boxes(2), reference=FakeEngine(oracle))
@@ -116,13 +116,13 @@ def test_the_gate_names_the_engine_and_the_figure():
         gate_of(worse, "fp16").require("model.onnx")
 
 
-def test_the_gate_wants_a_comparison():
+def test_gate_without_pairs_is_closed():
     with pytest.raises(VerificationError, match="no pair"):
         gate_of(evaluate(FakeEngine(oracle), Boxes(2)), "fp32").require("model.onnx")
 
 
-def test_a_drop_of_a_metric_fails_even_where_masks_agree():
+def test_metric_drop_closes_the_gate_even_if_masks_agree():
     compared = evaluate(FakeEngine(oracle), Boxes(2), reference=FakeEngine(oracle))
     worse = tuple(dataclasses.replace(record, intersection=0) for record in compared.records)
-    found = gate_of(dataclasses.replace(compared, records=worse), "fp16")
-    assert [failure[:4] for failure in found.failures] == ["mIoU", "oIoU"]
+    gate = gate_of(dataclasses.replace(compared, records=worse), "fp16")
+    assert [failure[:4] for failure in gate.failures] == ["mIoU", "oIoU"]
