@@ -14,7 +14,7 @@ from typing import Any
 
 from tfanet.errors import UserError
 from tfanet.files import atomic_path
-from tfanet_engines.private import private_folder, require_own
+from tfanet_engines.permissions import private_folder, require_own
 
 
 def cache_path(plan_sha256: str, version: str, gpu: str) -> Path:

@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 import tfanet
 from tfanet.errors import UserError
 from tfanet.files import atomic_path
-from tfanet_engines.private import private_folder
+from tfanet_engines.permissions import private_folder
 
 
 def path_of(version: str, capability: str) -> Path:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from tfanet.errors import UserError
 from tfanet.files import atomic_path
-from tfanet_engines.private import private_folder, require_own
+from tfanet_engines.permissions import private_folder, require_own
 
 if TYPE_CHECKING:
     from tfanet_engines.sidecar import Sidecar

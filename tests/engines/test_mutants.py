@@ -204,7 +204,7 @@ def test_plans_whose_hash_is_wrong_or_was_made_anew(tmp_path, onnx_file, small_c
         if mutant:
             write_sidecar(plan, small_config, builder_version=version)
             assert mutant == data or "not built by you" in outcome(plan)
-            assert "tensorrt_rtx refuses" in outcome(plan, trust=True)
+            assert "tensorrt_rtx rejects" in outcome(plan, trust=True)
 
     check()
     assert trust.built_here(sidecar.file_sha256)

@@ -11,8 +11,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent.parent
 ENGINES = ROOT / "engines" / "tfanet_engines"
 RUNNER = (
-    "engine", "run", "run_onnx", "run_plan", "run_torch", "plan_lane", "gpu", "ort_session", "runtime_cache",
-    "private", "trust", "weights", "onnx_file", "sidecar",
+    "engine", "run", "run_onnx", "run_plan", "run_torch", "context_pool", "gpu", "ort_session",
+    "runtime_cache", "permissions", "trust", "weights", "onnx_file", "sidecar",
 )  # fmt: skip
 SHARED = {
     ENGINES / "trt_api.py": ("find_backend", "_import"),

@@ -1,10 +1,11 @@
-"""Plans: what is refused before one is opened, and lanes, graphs and memory on a played TensorRT-RTX."""
+"""Plans: what is refused before one is opened, and contexts, graphs and memory on a played TensorRT-RTX."""
 
 from __future__ import annotations
 
 import dataclasses
 import gc
 import threading
+import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 
@@ -15,7 +16,7 @@ from played import Played, pairs_of, write_sidecar
 
 from tfanet.errors import UserError
 from tfanet.signature import BATCH, TensorSpec
-from tfanet_engines import gpu, open_engine, plan_lane, run_plan, runtime_cache, trt_api
+from tfanet_engines import context_pool, gpu, open_engine, run_plan, runtime_cache, trt_api
 from tfanet_engines.sidecar import Sidecar, sidecar_path
 
 trt = pytest.importorskip("tensorrt_rtx")
@@ -43,9 +44,9 @@ def test_a_plan_without_a_gpu(plan, monkeypatch):
 
 BAD_PLANS = [
     pytest.param({"compute_capabilities": ["12.0"]}, r"capability 12\.0, .*4090 has 8\.9", id="other-gpu"),
-    pytest.param({"builder_version": "1.5.0.1"}, r"built by tensorrt_rtx 1\.5\.0\.1, and 1\.7", id="version"),
-    pytest.param({"builder": "openvino"}, "built by 'openvino'", id="builder"),
-    pytest.param({"kind": "onnx"}, "describes no plan", id="kind"),
+    pytest.param({"builder_version": "1.5.0.1"}, r"built by tensorrt_rtx 1\.5\.0\.1, but 1\.7", id="version"),
+    pytest.param({"builder": "openvino"}, "built by the unknown library 'openvino'", id="builder"),
+    pytest.param({"kind": "onnx"}, "does not describe a plan", id="kind"),
     pytest.param({"file_sha256": "0" * 64}, "truncated or altered", id="altered"),
 ]
 
@@ -67,7 +68,7 @@ def test_a_plan_without_its_sidecar(plan):
 @pytest.mark.usefixtures("rtx4090")
 def test_a_plan_that_the_runtime_refuses(plan):
     """TensorRT-RTX is real here: the file is no plan, whatever its sidecar says."""
-    with pytest.raises(UserError, match=r"tensorrt_rtx refuses .*tfanet-export trt"):
+    with pytest.raises(UserError, match=r"tensorrt_rtx rejects .*tfanet-export trt"):
         open_engine(plan)
 
 
@@ -100,8 +101,8 @@ def machine(plan, small_config, monkeypatch):
     return Played(trt).install(monkeypatch)
 
 
-def test_every_thread_gets_its_own_answer_from_a_few_lanes(plan, machine, small_config):
-    with open_engine(plan, lanes=3) as engine:
+def test_threads_get_their_own_results_from_a_few_contexts(plan, machine, small_config):
+    with open_engine(plan, contexts=3) as engine:
 
         def ask(seed):
             images, tokens, expected = pairs_of(1 + seed % 8, small_config, seed)
@@ -114,7 +115,7 @@ def test_every_thread_gets_its_own_answer_from_a_few_lanes(plan, machine, small_
 
         with ThreadPoolExecutor(8) as threads:
             assert len(set(threads.map(ask, range(160)))) == 8
-        assert engine._pool._made == 3
+        assert len(engine._pool._idle) == 3
 
 
 def test_extra_outputs_are_had_by_name_and_by_nobody_else(plan, small_config, monkeypatch):
@@ -122,12 +123,12 @@ def test_extra_outputs_are_had_by_name_and_by_nobody_else(plan, small_config, mo
     proof = {"extra_outputs": [*names]}
     write_sidecar(plan, small_config, builder_version=trt.__version__, proof=proof)
     Played(trt, batches=(1, 1, 1), extra=names).install(monkeypatch)
-    with pytest.raises(UserError, match="a plan to look into, not one to deploy"):
+    with pytest.raises(UserError, match="extra outputs for inspection"):
         open_engine(plan)
     extra = [TensorSpec(name, "float32", (BATCH, k)) for k, name in enumerate(names, 1)]
     images, tokens, expected = pairs_of(1, small_config, 0)
-    with run_plan.PlanEngine(plan, lanes=1, graphs=False, extra=extra) as engine:
-        found = engine.look(images, tokens)
+    with run_plan.PlanEngine(plan, contexts=1, cuda_graphs=False, extra=extra) as engine:
+        found = engine.extra_outputs(images, tokens)
         assert {name: value.tolist() for name, value in found.items()} == {
             names[0]: [[1]],
             names[1]: [[2, 2]],
@@ -136,13 +137,13 @@ def test_extra_outputs_are_had_by_name_and_by_nobody_else(plan, small_config, mo
 
 
 def test_a_graph_is_captured_once_a_batch_size_and_then_replayed(plan, machine, small_config):
-    with open_engine(plan, lanes=1) as engine:
+    with open_engine(plan, contexts=1) as engine:
         for seed, count in enumerate([1, 3, 1, 3, 3, 1, 8]):
             images, tokens, expected = pairs_of(count, small_config, seed)
             np.testing.assert_allclose(engine.infer(images, tokens), expected, rtol=1e-6)
         assert (machine.captures, machine.replays) == (3, 4)
-        with engine._pool.lane() as lane:
-            assert lane.graph_batches == [1, 3, 8]
+        with engine._pool.context() as context:
+            assert context.graph_batches == [1, 3, 8]
     # The buffers are the same whatever the batch: one address for each tensor.
     assert len({tuple(run.values()) for run in machine.runs}) == 1
 
@@ -159,7 +160,7 @@ def test_without_graphs_nothing_is_captured(plan, machine, small_config):
 def test_where_nothing_can_be_captured_a_warning_says_so_once(plan, machine, small_config):
     machine.capturable = False
     images, tokens, expected = pairs_of(2, small_config)
-    with open_engine(plan, lanes=1) as engine:
+    with open_engine(plan, contexts=1) as engine:
         with pytest.warns(RuntimeWarning, match="2 images run without a CUDA graph"):
             engine.infer(images, tokens)
         with warnings.catch_warnings():
@@ -178,10 +179,10 @@ def test_tensors_are_read_and_written_where_they_lie(plan, machine, small_config
             "image": images.data_ptr(), "tokens": tokens.data_ptr(), "mask_logits": logits.data_ptr()
         }  # fmt: skip
         torch.testing.assert_close(logits, expected.float())
-        with engine._pool.lane() as lane:
-            assert machine.current in lane.stream.waited
-            assert lane.stream in machine.current.waited
-            assert {id(t) for t in lane.stream.held} == {id(images), id(tokens), id(logits)}
+        with engine._pool.context() as context:
+            assert machine.current in context.stream.waited
+            assert context.stream in machine.current.waited
+            assert {id(t) for t in context.stream.held} == {id(images), id(tokens), id(logits)}
         # A view at an odd address is copied to one that kernels can read.
         odd = engine.infer(images[1:], tokens[1:])
         torch.testing.assert_close(odd, expected[1:].float())
@@ -190,13 +191,13 @@ def test_tensors_are_read_and_written_where_they_lie(plan, machine, small_config
 
 def aligned(tensor):
     """The values at an address that is a multiple of `ALIGNMENT`, as a GPU's allocator gives."""
-    memory = torch.empty(tensor.nbytes + plan_lane.ALIGNMENT, dtype=torch.uint8)
-    start = -memory.data_ptr() % plan_lane.ALIGNMENT
+    memory = torch.empty(tensor.nbytes + context_pool.ALIGNMENT, dtype=torch.uint8)
+    start = -memory.data_ptr() % context_pool.ALIGNMENT
     return memory[start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape).copy_(tensor)
 
 
-def test_warming_up_is_done_on_every_lane(plan, machine, small_config):
-    with open_engine(plan, lanes=3) as engine:
+def test_warm_up_runs_every_context(plan, machine, small_config):
+    with open_engine(plan, contexts=3) as engine:
         assert engine.warm_up(2) > 0
         assert (machine.captures, machine.replays) == (3, 3)
         images, tokens, _ = pairs_of(2, small_config)
@@ -207,7 +208,7 @@ def test_warming_up_is_done_on_every_lane(plan, machine, small_config):
 
 
 def test_all_is_freed_contexts_before_the_engine_before_the_runtime(plan, machine, small_config):
-    with open_engine(plan, lanes=2) as engine:
+    with open_engine(plan, contexts=2) as engine:
         engine.warm_up(1)
         engine.warm_up(3)
         images, tokens, _ = pairs_of(1, small_config)
@@ -218,15 +219,15 @@ def test_all_is_freed_contexts_before_the_engine_before_the_runtime(plan, machin
 
 
 def test_closing_waits_for_calls_under_way(plan, machine, small_config):
-    engine = open_engine(plan, lanes=1)
+    engine = open_engine(plan, contexts=1)
     images, tokens, expected = pairs_of(4, small_config)
     taken, go = threading.Event(), threading.Event()
 
     def hold():
-        with engine._pool.lane() as lane:
+        with engine._pool.context() as context:
             taken.set()
             go.wait(5)
-            return lane.infer(images, tokens)
+            return context.infer(images, tokens)
 
     with ThreadPoolExecutor(2) as threads:
         running = threads.submit(hold)
@@ -240,17 +241,17 @@ def test_closing_waits_for_calls_under_way(plan, machine, small_config):
         engine.infer(images, tokens)
 
 
-def test_the_memory_of_a_lane_is_told(plan, machine, small_config):
+def test_memory_of_a_context(plan, machine, small_config):
     size, length = small_config.image_size, small_config.token_length
     with open_engine(plan) as engine:
         assert engine.batch == (1, 2, 8)
-        assert engine.lane_bytes == machine.scratch + 8 * (size * size * 3 + 8 * length + 4 * size * size)
+        assert engine.context_bytes == machine.scratch + 8 * (size * size * 3 + 8 * length + 4 * size * size)
 
 
 def test_a_context_without_memory_is_one_line(plan, machine, small_config):
     machine.free_contexts = 0
     images, tokens, _ = pairs_of(1, small_config)
-    with open_engine(plan) as engine, pytest.raises(UserError, match=r"not enough GPU memory.*lanes=1"):
+    with open_engine(plan) as engine, pytest.raises(UserError, match=r"not enough GPU memory.*contexts=1"):
         engine.infer(images, tokens)
 
 
@@ -262,7 +263,7 @@ def test_buffers_without_memory_are_one_line(plan, machine, small_config, error,
     with open_engine(plan) as engine:
         with monkeypatch.context() as patch:
             patch.setattr(torch, "empty", lambda *shape, **options: raise_(error))
-            with pytest.raises(UserError, match=r"not enough GPU memory to run .*a lane needs 0 MiB"):
+            with pytest.raises(UserError, match=r"not enough GPU memory to run .*a context needs 0 MiB"):
                 engine.infer(images, tokens)
         np.testing.assert_allclose(engine.infer(images, tokens), expected, rtol=1e-6)
     with pytest.raises(RuntimeError, match="other"), gpu.enough_memory("it", 1):
@@ -330,3 +331,43 @@ def test_a_version_compatible_plan_runs_on_the_same_major_version(plan, machine,
     write_sidecar(plan, small_config, builder_version="99.0.0.1", version_compatible=True)
     with pytest.raises(UserError, match=r"built by tensorrt_rtx 99\.0"):
         open_engine(plan)
+
+
+def test_lanes_is_a_deprecated_name_of_contexts(plan, machine, small_config):
+    with pytest.warns(DeprecationWarning, match="contexts="):
+        engine = open_engine(plan, lanes=3)
+    with engine:
+        engine.warm_up()
+        assert len(engine._pool._idle) == 3
+        with pytest.warns(DeprecationWarning, match="context_bytes"):
+            assert engine.lane_bytes == engine.context_bytes
+
+
+def test_two_threads_that_take_all_contexts_take_turns(plan, machine):
+    with open_engine(plan, contexts=2) as engine, ThreadPoolExecutor(2) as threads:
+        assert all(seconds > 0 for seconds in threads.map(lambda _: engine.warm_up(), range(8)))
+        assert len(engine._pool._idle) == 2
+
+
+def test_calls_that_wait_for_a_context_raise_when_the_engine_closes(plan, machine, small_config):
+    engine = open_engine(plan, contexts=1)
+    images, tokens, _ = pairs_of(1, small_config)
+    with ThreadPoolExecutor(2) as threads:
+        with engine._pool.context():
+            waiting = threads.submit(engine.infer, images, tokens)
+            closing = threads.submit(engine.close)
+            while not engine._pool._closed:
+                time.sleep(0.001)
+        closing.result(5)
+        with pytest.raises(ValueError, match="closed"):
+            waiting.result(5)
+
+
+def test_a_context_that_cannot_be_created_gives_its_slot_back(plan, machine, small_config):
+    images, tokens, expected = pairs_of(1, small_config)
+    with open_engine(plan, contexts=1) as engine:
+        create, engine._pool._create = engine._pool._create, lambda: raise_(UserError("too little memory"))
+        with pytest.raises(UserError, match="too little memory"):
+            engine.infer(images, tokens)
+        engine._pool._create = create
+        np.testing.assert_allclose(engine.infer(images, tokens), expected, rtol=1e-6)

@@ -38,7 +38,7 @@ def main() -> None:
     write_sidecar(plan, config, **fields, version_compatible=request["version_compatible"])
     machine = Played(trt).install(pytest.MonkeyPatch())
     answer: dict = {"version": trt.__version__}
-    with open_engine(plan, trust=True, lanes=2) as engine:
+    with open_engine(plan, trust=True, contexts=2) as engine:
         calls = [pairs_of(count, config, seed) for seed, count in enumerate([1, 2, 8, 1, 2, 8, 1, 2] * 2)]
         with ThreadPoolExecutor(4) as pool:
             found = list(pool.map(lambda call: engine.infer(*call[:2]), calls))
@@ -49,7 +49,7 @@ def main() -> None:
         images, tokens, logits = pairs_of(2, config)
         tensors = torch.from_numpy(images), torch.from_numpy(tokens)
         answer["tensor_error"] = float(np.abs(engine.infer(*tensors).numpy() - logits).max())
-        answer |= {"lane_bytes": engine.lane_bytes, "batch": engine.batch}
+        answer |= {"context_bytes": engine.context_bytes, "batch": engine.batch}
         host_code = getattr(engine._runtime, "engine_host_code_allowed", False)
         answer["host_code"] = host_code is True
     gc.collect()

@@ -22,8 +22,8 @@ def test_threads_get_their_own_answers(ran):
     assert max(ran["errors"]) < 1e-3
 
 
-def test_graphs_are_captured_once_a_lane_and_size_then_replayed(ran):
-    assert 3 <= ran["captures"] <= 6  # three sizes on at most two lanes
+def test_graphs_are_captured_once_per_context_and_size_then_replayed(ran):
+    assert 3 <= ran["captures"] <= 6  # three sizes on at most two contexts
     assert ran["captures"] + ran["replays"] == ran["calls"]
 
 
@@ -33,7 +33,7 @@ def test_tensors_are_bound_by_address(ran):
 
 def test_batch_and_memory_are_the_engines(ran):
     assert ran["batch"] == [1, 2, 8]
-    assert ran["lane_bytes"] == 64 + 8 * (32 * 32 * 3 + 17 * 8 + 32 * 32 * 4)
+    assert ran["context_bytes"] == 64 + 8 * (32 * 32 * 3 + 17 * 8 + 32 * 32 * 4)
 
 
 def test_contexts_are_freed_before_the_engine_before_the_runtime(ran):
