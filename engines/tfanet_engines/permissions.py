@@ -1,4 +1,4 @@
-"""Files that decide what code is run: they must be the user's own, and nobody else may write them."""
+"""Owner and permissions of files that decide which code is run: only this user may write them."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
 
 def require_own(path: Path) -> None:
-    """`UserError` unless `path` is a file of this user that no other may write, and no link.
+    """Raise `UserError` unless `path` is a regular file of this user that nobody else may write.
 
-    Where the system has no owners as POSIX knows them only the kind of file is checked.
+    Systems without POSIX owners only get the check for a regular file.
     """
     try:
-        found = path.lstat()
+        status = path.lstat()
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    if not stat.S_ISREG(found.st_mode):
-        raise UserError(f"{path} is no plain file; remove it")
-    if hasattr(os, "getuid") and (found.st_uid != os.getuid() or found.st_mode & WRITABLE_BY_OTHERS):
-        raise UserError(f"{path} is another user's or writable by others, so it is not relied on; remove it")
+    if not stat.S_ISREG(status.st_mode):
+        raise UserError(f"{path} is not a regular file; remove it")
+    if hasattr(os, "getuid") and (status.st_uid != os.getuid() or status.st_mode & WRITABLE_BY_OTHERS):
+        raise UserError(f"{path} belongs to another user or is writable by others; remove it")
 
 
 def private_folder(path: Path) -> None:
-    """Make the folder `path` for this user alone; `UserError` where that cannot be."""
+    """Create the folder `path` with mode 0700; `UserError` if that fails."""
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import onnx
 import pytest
+from fakes.tensorrt import FakeTensorRT
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from played import Played, write_sidecar
+from small_engines import write_sidecar
 
 from tfanet.errors import UserError
 from tfanet_engines import build_plan, open_engine, run_plan, trust
@@ -151,7 +152,7 @@ def test_onnx_files_of_another_graph(onnx_file, pairs):
 
 
 def test_onnx_files_other_than_their_sidecars(onnx_file, small_config):
-    write_sidecar(onnx_file, small_config, kind="onnx", compute_capabilities=None)
+    write_sidecar(onnx_file, small_config, kind="onnx", builder="torch.onnx")
     data = onnx_file.read_bytes()
 
     @settings(many, max_examples=100)
@@ -172,7 +173,7 @@ def test_sidecars(plan, small_config, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # a mutant may run, and keeps its kernels
     trt = pytest.importorskip("tensorrt_rtx")
     write_sidecar(plan, small_config, builder_version=trt.__version__)
-    Played(trt).install(monkeypatch)
+    FakeTensorRT(trt).install(monkeypatch)
     path = sidecar_path(plan)
     data, found = path.read_bytes(), []
 

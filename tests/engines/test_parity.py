@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tfanet.errors import VerificationError
-from tfanet_engines.parity import TOLERANCES, ParityFigures, compare_logits, gate
+from tfanet_engines.parity import TOLERANCES, ParityMetrics, compare_logits, gate
 
 
 def logits(*rows):
@@ -35,7 +35,7 @@ def test_parts_add_up_to_the_whole():
     rng = np.random.default_rng(0)
     reference = rng.standard_normal((7, 5, 5)).astype(np.float32)
     candidate = reference + 0.3 * rng.standard_normal((7, 5, 5)).astype(np.float32)
-    parts = ParityFigures()
+    parts = ParityMetrics()
     for i in range(0, 7, 2):
         parts += compare_logits(reference[i : i + 2], candidate[i : i + 2])
     whole = compare_logits(reference, candidate)
@@ -85,7 +85,7 @@ CASES = [
 
 @pytest.mark.parametrize(("error", "agreement", "drop", "precision", "named"), CASES)
 def test_bounds(error, agreement, drop, precision, named):
-    figures = ParityFigures(
+    figures = ParityMetrics(
         pairs=1, pixels=4, max_abs_error=error, sum_agreement=agreement, sum_reference_squares=4 * 10**2
     )
     if named is None:

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
-from small_engines import CONFIG, describe, write_plan
+from small_engines import CONFIG, write_plan, write_sidecar
 
 from tfanet.errors import UserError
 from tfanet.files import sha256
@@ -72,7 +72,7 @@ def test_a_plan_names_the_tensorrt_that_the_server_must_have(command, tmp_path):
 
 def test_external_weights_keep_the_name_that_the_file_calls_them(small_engine, tmp_path):
     external_data_path(small_engine).write_bytes(b"weights")
-    describe(small_engine, kind="onnx", builder="torch.onnx", builder_version="2.14")
+    write_sidecar(small_engine, kind="onnx", builder="torch.onnx", builder_version="2.14")
     written = write_repository(tmp_path / "models", [small_engine])
     copied = written.path / "tfanet_core" / "1" / external_data_path(small_engine).name
     assert copied.read_bytes() == b"weights"
@@ -113,7 +113,7 @@ def test_what_cannot_be_served_is_refused(small_engine, tmp_path):
         ([tmp_path / "none.plan"], r"none\.plan\.json is missing", {}),
         ([plain], r"plain\.onnx\.json is missing", {}),
         ([altered], "truncated or altered", {}),
-        ([swapped], "of kind onnx; make it again", {}),
+        ([swapped], "of kind onnx; rebuild it", {}),
         ([small_engine, plan], "alone, or plans only", {}),
         ([plan, small_engine], "another kind than", {}),
         ([ranged], r"is for compute capabilities 8\.0\+, and Triton chooses a plan by a single one", {}),

@@ -27,14 +27,14 @@ OPTIONS: dict[str, dict[str, Any]] = {
 def recorded(request, ask_tensorrt, tmp_path_factory) -> dict[str, Any]:
     """What was called for each of `OPTIONS`, and for a build with plugins whose engine opens, `plugins`."""
     onnx = write_onnx(tmp_path_factory.mktemp("onnx") / "small.onnx")
-    common = {"onnx": str(onnx), "engine_opens": False, "plugins": []}
+    common = {"onnx": str(onnx), "opens": False, "plugins": []}
     builds = [common | {"options": options} for options in OPTIONS.values()]
-    builds.append(common | {"options": {}, "plugins": ["one", "two"], "engine_opens": True})
+    builds.append(common | {"options": {}, "plugins": ["one", "two"], "opens": True})
     cache = str(tmp_path_factory.mktemp("cache"))
-    said = ask_tensorrt(
-        request.param, {"builds": builds}, script="builder_host.py", environment={"XDG_CACHE_HOME": cache}
+    answer = ask_tensorrt(
+        request.param, {"builds": builds}, job="record_builds", environment={"XDG_CACHE_HOME": cache}
     )
-    return dict(zip([*OPTIONS, "plugins"], said["builds"], strict=True))
+    return dict(zip([*OPTIONS, "plugins"], answer["builds"], strict=True))
 
 
 def calls(build: dict[str, Any], name: str) -> list[list[Any]]:

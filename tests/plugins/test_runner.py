@@ -14,7 +14,7 @@ def ran(request, ask_tensorrt, tmp_path_factory) -> dict[str, Any]:
     plan = tmp_path_factory.mktemp("plan") / "small.plan"
     plan.write_bytes(b"a plan")
     asked = {"plan": str(plan), "version_compatible": False}
-    return ask_tensorrt(request.param, asked, script="runner_host.py")
+    return ask_tensorrt(request.param, asked, job="run_plan")
 
 
 def test_threads_get_their_own_answers(ran):
@@ -51,4 +51,4 @@ def test_a_version_compatible_plan_may(ask_tensorrt, tmp_path):
     plan = tmp_path / "compatible.plan"
     plan.write_bytes(b"a plan")
     asked = {"plan": str(plan), "version_compatible": True}
-    assert ask_tensorrt("11.4.0.106", asked, script="runner_host.py")["host_code"]
+    assert ask_tensorrt("11.4.0.106", asked, job="run_plan")["host_code"]
