@@ -75,11 +75,18 @@ def gref_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def exported(random_model, tmp_path_factory: pytest.TempPathFactory) -> dict[str, ExportReport]:
-    """The model of `random_model` exported as `fp32` and `fp16`, with sidecars. Do not change the files."""
+    """`random_model` as ONNX files `fp32` and `fp16` with sidecars, exported on first use.
+
+    Do not change the files.
+    """
     from tfanet_export import export_onnx
 
     folder = tmp_path_factory.mktemp("exported")
-    return {
-        precision: export_onnx(random_model, folder / f"{precision}.onnx", fp16=precision == "fp16", pairs=4)
-        for precision in ("fp32", "fp16")
-    }
+
+    class Exports(dict):
+        def __missing__(self, precision):
+            path = folder / f"{precision}.onnx"
+            self[precision] = export_onnx(random_model, path, fp16=precision == "fp16", pairs=4)
+            return self[precision]
+
+    return Exports()
