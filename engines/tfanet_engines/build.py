@@ -90,7 +90,7 @@ def build_plan(
     request = Request(source.path, name, capabilities, plugins, options)
     start = time.perf_counter()
     with atomic_path(plan_path) as temporary, _progress_bars(progress) as on_progress:
-        built, child_memory = builder_process.run(request, temporary, on_progress)
+        built, subprocess_memory = builder_process.run(request, temporary, on_progress)
         _check(source, built, extra_outputs)
     if built.warning:
         warnings.warn(built.warning, RuntimeWarning, stacklevel=2)
@@ -108,7 +108,7 @@ def build_plan(
         batch=options.batch,
         size_bytes=plan_path.stat().st_size,
         seconds=time.perf_counter() - start,
-        peak_memory_bytes=max(child_memory, peak_memory()),
+        peak_memory_bytes=max(subprocess_memory, peak_memory()),
     )
     command = rebuild or _rebuild_command(source.path, plan_path, name, options)
     sidecar = _sidecar(source, report, options, extra_outputs, command)

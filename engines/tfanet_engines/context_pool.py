@@ -83,25 +83,20 @@ class InferenceContext:
         self._trt_contexts: dict[int | None, Any] = {}
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
         self._without_graph = set() if plan.cuda_graphs else set(range(1, plan.largest + 1))
-        specs = (*plan.signature.inputs, *plan.signature.outputs)
+
+        def allocate(**options: Any) -> dict[str, torch.Tensor]:
+            specs = (*plan.signature.inputs, *plan.signature.outputs)
+            return {
+                s.name: torch.empty(_sized(s, plan.largest), dtype=getattr(torch, s.dtype), **options)
+                for s in specs
+            }
+
         with enough_memory(plan.name, plan.context_bytes):
             self.stream = torch.cuda.Stream(plan.device)
             with torch.cuda.stream(self.stream):
                 self._scratch = torch.empty(plan.scratch_bytes, dtype=torch.uint8, device=plan.device)
-                self._buffers = {
-                    s.name: torch.empty(
-                        _sized(s, plan.largest), dtype=getattr(torch, s.dtype), device=plan.device
-                    )
-                    for s in specs
-                }
-            self._pinned = {
-                s.name: torch.empty(
-                    _sized(s, plan.largest),
-                    dtype=getattr(torch, s.dtype),
-                    pin_memory=plan.device.type == "cuda",
-                )
-                for s in specs
-            }
+                self._buffers = allocate(device=plan.device)
+            self._pinned = allocate(pin_memory=plan.device.type == "cuda")
 
     @property
     def graph_batches(self) -> list[int]:

@@ -50,6 +50,6 @@ class RuntimeCache:
             with atomic_path(self._path, mode=0o600) as temporary:
                 temporary.write_bytes(data)
         except UserError as error:
-            warnings.warn(f"compiled kernels are not kept: {error}", RuntimeWarning, stacklevel=2)
+            warnings.warn(f"compiled kernels were not saved: {error}", RuntimeWarning, stacklevel=2)
         else:
             self._saved = data

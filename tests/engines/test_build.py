@@ -308,20 +308,20 @@ def _as_rtx(configure, trt, builder, request):
 
 
 @pytest.mark.usefixtures("rtx_as_tensorrt")
-def test_tensorrt_parses_plugins_in_the_function_bodies(tmp_path, exported):
+def test_tensorrt_parses_plugins_in_the_function_bodies(tmp_path, exported_fp16):
     with pytest.raises(VerificationError, match=r"cannot parse .*: CrossScanChunks .*Plugin not found"):
-        build_plan(exported["fp16"].path, tmp_path / "model.plan", backend="tensorrt")
+        build_plan(exported_fp16.path, tmp_path / "model.plan", backend="tensorrt")
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.usefixtures("rtx_as_tensorrt")
 @pytest.mark.parametrize("external", [False, True], ids=["one-file", "weights-in-another"])
-def test_nodes_that_did_not_become_plugins_are_refused(tmp_path, exported, monkeypatch, external):
+def test_nodes_that_did_not_become_plugins_are_refused(tmp_path, exported_fp16, monkeypatch, external):
     """The parser uses the plain function bodies here, and has read the weights when that is detected."""
     monkeypatch.setattr("tfanet_engines.onnx_file.use_plugin_bodies", lambda proto: None)
     source = tmp_path / "model.onnx"
     onnx.save(
-        onnx.load(exported["fp16"].path), source, save_as_external_data=external, location="model.onnx.data"
+        onnx.load(exported_fp16.path), source, save_as_external_data=external, location="model.onnx.data"
     )
     with pytest.raises(VerificationError, match=r"the function body instead of the plugin for (\d+) of \1 "):
         build_plan(source, tmp_path / "model.plan", backend="tensorrt")
@@ -329,8 +329,8 @@ def test_nodes_that_did_not_become_plugins_are_refused(tmp_path, exported, monke
     assert plan_files(tmp_path) == []
 
 
-def test_every_kernel_of_a_node_is_a_plugin_layer(exported):
-    path = exported["fp16"].path
+def test_every_kernel_of_a_node_is_a_plugin_layer(exported_fp16):
+    path = exported_fp16.path
     nodes = [node.op_type for node in onnx.load(path).graph.node if node.domain == "tfanet"]
     layers = read_onnx(path).plugin_layers
     assert "CrossSelectiveScan" in nodes

@@ -162,11 +162,11 @@ def alive(number):
 @pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="processes are looked up in /proc")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda n: n.name)
 def test_the_subprocess_ends_with_its_parent(tmp_path, endless, number):
-    command, child = endless
-    assert alive(child)
+    command, process_id = endless
+    assert alive(process_id)
     command.send_signal(number)
     command.communicate(timeout=PATIENCE)
-    wait_until(lambda: not alive(child))
+    wait_until(lambda: not alive(process_id))
     assert command.returncode != 0
     assert not (tmp_path / "model.plan").exists()
     if number == signal.SIGINT:

@@ -311,7 +311,7 @@ def test_kernels_that_others_may_write_are_refused(plan, fake_trt, cache_folder)
 
 def test_a_runtime_cache_that_cannot_be_written_is_a_warning(plan, fake_trt, cache_folder):
     cache_folder.write_text("a file in the folder's place")
-    with pytest.warns(RuntimeWarning, match="compiled kernels are not kept"):
+    with pytest.warns(RuntimeWarning, match="compiled kernels were not saved"):
         open_engine(plan).close()
 
 

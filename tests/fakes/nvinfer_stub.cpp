@@ -302,9 +302,9 @@ bool initLibNvInferPlugins(void*, char const*) { return true; }
 // Create the plugin and get its outputs. `inputs` have min, max and opt sizes, and -1 in `desc` where they differ.
 // Returns null if a step fails; the bindings have then printed the reason.
 Layer* layer_open(char const* domain, char const* name, DynamicTensorDesc const* inputs, int32_t count) {
-    QuickCreator* const found = creator(name, domain);
+    QuickCreator* const match = creator(name, domain);
     Fields const none{0, nullptr};
-    Plugin* plugin = found ? found->createPlugin(name, domain, &none, BUILD_PHASE, STRICT_AOT) : nullptr;
+    Plugin* plugin = match ? match->createPlugin(name, domain, &none, BUILD_PHASE, STRICT_AOT) : nullptr;
     if (plugin) plugin = plugin->clone();
     Interface* const build = plugin ? plugin->getCapabilityInterface(BUILD_CAPABILITY) : nullptr;
     if (!build) return nullptr;
@@ -321,13 +321,13 @@ int32_t layer_combinations(Layer* layer, int32_t* types, int32_t* formats, int32
     int const count
         = layer->build->getNbSupportedFormatCombinations(layer->tensors.data(), layer->inputs, layer->outputs);
     if (count < 1 || count > room) return -1;
-    std::vector<TensorDesc> found(width * count);
+    std::vector<TensorDesc> combinations(width * count);
     if (layer->build->getSupportedFormatCombinations(
-            layer->tensors.data(), layer->inputs, layer->outputs, found.data(), count))
+            layer->tensors.data(), layer->inputs, layer->outputs, combinations.data(), count))
         return -1;
     for (int i = 0; i < width * count; ++i) {
-        types[i] = found[i].type;
-        formats[i] = found[i].format;
+        types[i] = combinations[i].type;
+        formats[i] = combinations[i].format;
     }
     return count;
 }
