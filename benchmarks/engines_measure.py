@@ -14,7 +14,7 @@ from gpu_measure import failures, first_line, run_count
 from report import Table
 
 from tfanet.errors import UserError, VerificationError
-from tfanet_engines import ParityMetrics, compare_logits, gate
+from tfanet_engines import ParityFigures, compare_logits, gate
 
 Infer = Callable[[np.ndarray, np.ndarray], np.ndarray]
 Timer = Callable[[Callable[[], Any]], list[float]]
@@ -43,7 +43,7 @@ class Row:
     """Of each call, host to host; empty where `why` says why there are none."""
     memory_bytes: int | None = None
     """Of the device's memory, taken since before the rival was opened."""
-    parity: ParityMetrics | None = None
+    parity: ParityFigures | None = None
     wrong: bool = False
     """Whether the logits are out of bounds; such a rival is not timed."""
     why: str = ""

@@ -149,6 +149,11 @@ class Gate:
     worst: tuple[int, ...]
     """Indices of the at most `WORST` pairs with the largest errors, the largest first."""
 
+    @property
+    def figures(self) -> ParityMetrics:
+        """Deprecated name of `metrics`."""
+        return self.metrics
+
     def require(self, what: str = "") -> None:
         """Raise `VerificationError` with `what` and the first failure unless the check passes."""
         if self.failures:

@@ -24,7 +24,7 @@ from tfanet_eval.results import Against, Record
 if TYPE_CHECKING:
     from tfanet.data.refer import Expression, ReferDataset
     from tfanet_engines.engine import Engine
-    from tfanet_engines.parity import ParityMetrics
+    from tfanet_engines.parity import ParityFigures
 
 SHUFFLE_SEED = 0
 Sink = Callable[[Sequence[Record]], None]
@@ -34,7 +34,7 @@ Sink = Callable[[Sequence[Record]], None]
 class Comparison:
     """An engine's distance from its reference, both on the same inputs."""
 
-    parity: ParityMetrics
+    parity: ParityFigures
     """The logits of the two, at the model's S x S."""
     metrics: SegmentationMetrics
     """The reference's own figures against the truth."""

@@ -24,7 +24,7 @@ def show_verdicts(
     Each picture shows the engine's mask in blue and the reference's in yellow, with the IoU of the two.
     """
     for split, verdict in gates.items():
-        figures = verdict.metrics
+        figures = verdict.figures
         say(
             f"gate {verdict.precision} on {split}: {'CLOSED' if verdict.failures else 'open'}; "
             f"{figures.pairs} pairs, max logit error {figures.max_abs_error:.2e} "

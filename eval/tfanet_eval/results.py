@@ -18,7 +18,7 @@ from typing import Any
 from tfanet.data.refer import usual_split_by
 from tfanet.errors import UserError
 from tfanet.files import require_file, require_writable, write_text
-from tfanet_engines.parity import ParityMetrics
+from tfanet_engines.parity import ParityFigures
 from tfanet_eval.metrics import convention_named
 
 FORMAT = "tfanet-results"
@@ -31,7 +31,7 @@ class Against:
 
     intersection: int
     union: int
-    parity: ParityMetrics
+    parity: ParityFigures
     """Of this one pair of logits, at the model's S x S."""
 
 
@@ -79,7 +79,7 @@ class Record:
         del fields["iou"]
         against = fields.pop("reference", None)
         if against is not None:
-            against = Against(**against | {"parity": ParityMetrics(**against["parity"])})
+            against = Against(**against | {"parity": ParityFigures(**against["parity"])})
         return cls(**fields, against=against)
 
 

@@ -22,7 +22,7 @@ from tfanet.model import TFANet
 from tfanet.signature import signature_of
 from tfanet_engines import Sidecar, open_engine
 from tfanet_engines.onnx_file import CONFIG_KEY, KEEP_FP32_KEY, WEIGHTS_KEY, read_onnx
-from tfanet_engines.parity import Gate, ParityMetrics, compare_logits, gate
+from tfanet_engines.parity import Gate, ParityFigures, compare_logits, gate
 from tfanet_engines.sidecar import model_sha256, sidecar_path
 from tfanet_export.deploy import deployment_model
 from tfanet_export.functions import DOMAIN, Target
@@ -49,7 +49,7 @@ class ExportReport:
     """Nodes of the graph by operation; those of the domain `tfanet` carry its name."""
     bytes: int
     """On disk, external weights included."""
-    parity: ParityMetrics
+    parity: ParityFigures
     """ONNX Runtime against the FP32 model in PyTorch."""
     miou: float
     """Of ONNX Runtime's masks on the verification pairs, at S x S, 0..1."""
@@ -122,7 +122,7 @@ def export_onnx(
             "bytes": size,
             "nodes": sum(nodes.values()),
         },
-        parity=verdict.metrics.to_dict(),
+        parity=verdict.figures.to_dict(),
     ).write(path)
     return ExportReport(
         path=path,
@@ -130,7 +130,7 @@ def export_onnx(
         target=target,
         nodes=nodes,
         bytes=size,
-        parity=verdict.metrics,
+        parity=verdict.figures,
         miou=miou,
         reference_miou=reference_miou,
         seconds=seconds,
@@ -144,7 +144,7 @@ def verify(model: TFANet, path: str | Path, pairs: int, precision: str) -> tuple
     Returns the gate of `precision`, the file's mIoU and the model's mIoU, both at S x S.
     """
     images, tokens, truth = verification_pairs(model, pairs)
-    figures: list[ParityMetrics] = []
+    figures: list[ParityFigures] = []
     ours, theirs = [], []
     model = model.eval()
     # What is verified is what the file says; our compiled kernel would stand in for a part of it.

@@ -138,7 +138,7 @@ def test_bodies_are_exchanged_without_touching_the_graph(exported, tmp_path, ran
     assert after.graph == before.graph
     operations = {node.op_type for function in after.functions for node in function.node}
     assert ("Scan" in operations) == (target == "cpu")
-    figures = verify(random_model, out, 2, "fp32")[0].metrics
+    figures = verify(random_model, out, 2, "fp32")[0].figures
     assert figures.max_abs_error < 1e-4
     Sidecar.read(out).check_file(out)
 

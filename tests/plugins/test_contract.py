@@ -1,7 +1,7 @@
 """The plugins against NVIDIA's own plugin layer: registration, shapes, types, launch, kernel; no engine.
 
 What TensorRT's builder asks a plugin, in its order and through its virtual tables, is asked here by a
-stub (`tests/fakes/nvinfer_stub.cpp`); everything between it and our functions is NVIDIA's code.
+stand-in (`stand_in.cpp`); everything between it and our functions is NVIDIA's code.
 """
 
 from __future__ import annotations
