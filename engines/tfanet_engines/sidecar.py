@@ -148,7 +148,7 @@ class Sidecar:
         return sidecar
 
     def _invalid_field(self) -> str | None:
-        """The field whose value does not have the form that its type alone does not describe, or None."""
+        """The first field whose value is invalid although its type is right, or None."""
         batch, capabilities = self.batch, self.compute_capabilities
         if batch is not None and not (len(batch) == 3 and 1 <= batch[0] <= batch[1] <= batch[2]):
             return "batch"
