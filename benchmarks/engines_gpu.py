@@ -135,7 +135,7 @@ def open_rival(path: Callable[[], Path], *, tensors: bool = False, **options: An
 
     from tfanet_engines import open_engine
 
-    with open_engine(path(), lanes=1, **options) as engine:
+    with open_engine(path(), contexts=1, **options) as engine:
 
         def with_tensors(images: np.ndarray, tokens: np.ndarray) -> np.ndarray:
             inputs = (torch.from_numpy(x).to(engine.device) for x in (images, tokens))

@@ -1,4 +1,4 @@
-"""Engines small enough to serve in a moment: an ONNX file of a few nodes, and plans that are only played."""
+"""Engine files that tests make in a moment: an ONNX file of a few nodes, plans that only a fake can open."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ small (uint8[batch, 32, 32, 3] image, int64[batch, 5] tokens) => (float[batch, 3
     threshold = Cast <to: int = 1> (level)
     mask_logits = Sub (grey, threshold)
 }"""
-"""The mean over RGB, less the sum of the tokens modulo 256: both inputs decide on the mask."""
+"""The mean over RGB, minus the sum of the tokens modulo 256: the mask depends on both inputs."""
 
 
 def write_onnx(path: Path) -> Path:
@@ -35,21 +35,26 @@ def write_onnx(path: Path) -> Path:
     model = onnx.parser.parse_model(GRAPH)
     onnx.helper.set_model_props(model, {CONFIG_KEY: CONFIG.to_json()})
     onnx.save(model, path)
-    describe(path, kind="onnx", builder="torch.onnx", builder_version="2.14")
+    write_sidecar(path, kind="onnx", builder="torch.onnx", builder_version="2.14")
     return path
 
 
 def write_plan(path: Path, capability: str, config: TFANetConfig = CONFIG, **fields: Any) -> Path:
-    """A file that is no plan, with the sidecar of one; `fields` are the sidecar's."""
+    """A file with the sidecar of a plan, which only a fake TensorRT can open; `fields` are the sidecar's."""
     path.write_bytes(f"plan for {capability}".encode())
     values = {"builder": "tensorrt", "builder_version": "10.13.3.9", "batch": (1, 2, 4)} | fields
-    describe(path, config, kind="plan", compute_capabilities=[capability], **values)
+    write_sidecar(path, config, compute_capabilities=[capability], **values)
     return path
 
 
-def describe(path: Path, config: TFANetConfig = CONFIG, **fields: Any) -> None:
-    """Write the sidecar of a file as it is now."""
+def write_sidecar(path: Path, config: TFANetConfig = CONFIG, **fields: Any) -> None:
+    """Write a sidecar for the file as it is now, by default that of an FP16 plan for SM 8.9."""
     digest = model_sha256(path)
-    values = {"weights_sha256": "ab" * 32, "precision": "fp16", "onnx_sha256": digest} | fields
-    cost = {"seconds": 1.0}
-    Sidecar.of(config, proof={}, file_sha256=digest, rebuild="make it again", cost=cost, **values).write(path)
+    values = {
+        "kind": "plan", "weights_sha256": "ab" * 32, "precision": "fp16", "proof": {},
+        "builder": "tensorrt_rtx", "builder_version": "1.7.1.116", "onnx_sha256": digest,
+        "file_sha256": digest, "rebuild": "tfanet-export trt --fp16", "cost": {"seconds": 1.0},
+    } | fields  # fmt: skip
+    if values["kind"] == "plan":
+        values = {"compute_capabilities": ["8.9"]} | values
+    Sidecar.of(config, **values).write(path)

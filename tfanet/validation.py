@@ -41,7 +41,7 @@ def from_json(kind: type[T], text: str | bytes, what: str, advice: str = "") -> 
 
 def from_values(kind: type[T], values: Any, what: str, advice: str = "") -> T:
     """As `from_json` for plain values, such as those of a TOML file; tuples count as lists."""
-    return from_json(kind, json.dumps(values), what, advice)
+    return from_json(kind, json.dumps(values, default=str), what, advice)
 
 
 def check_values(kind: type[T], values: Any, what: str, advice: str = "") -> T:

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from tfanet_engines.build import BuildReport, build_plan
     from tfanet_engines.engine import Engine
     from tfanet_engines.options import BuildOptions
-    from tfanet_engines.parity import TOLERANCES, ParityFigures, Tolerance, compare_logits, gate
+    from tfanet_engines.parity import TOLERANCES, ParityMetrics, Tolerance, compare_logits, gate
     from tfanet_engines.run import open_engine
     from tfanet_engines.sidecar import Sidecar
 
@@ -19,7 +19,7 @@ __all__ = [
     "BuildOptions",
     "BuildReport",
     "Engine",
-    "ParityFigures",
+    "ParityMetrics",
     "Sidecar",
     "Tolerance",
     "build_plan",
@@ -35,7 +35,8 @@ __getattr__ = lazy_attributes(
         "BuildReport": "tfanet_engines.build",
         "build_plan": "tfanet_engines.build",
         "TOLERANCES": "tfanet_engines.parity",
-        "ParityFigures": "tfanet_engines.parity",
+        "ParityMetrics": "tfanet_engines.parity",
+        "ParityFigures": "tfanet_engines.parity",  # deprecated name
         "Tolerance": "tfanet_engines.parity",
         "gate": "tfanet_engines.parity",
         "compare_logits": "tfanet_engines.parity",

@@ -1,4 +1,4 @@
-"""ONNX -> plan: a strongly typed engine for named GPUs, built without one by TensorRT-RTX."""
+"""ONNX -> plan: a strongly typed engine for the named GPUs. TensorRT-RTX builds it without a GPU."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from tfanet_engines.builder import Bindings, Built, Progress, Request
 from tfanet_engines.onnx_file import OnnxFile, read_onnx
 from tfanet_engines.options import Batch, BuildOptions
 from tfanet_engines.proof import EngineLayers, PrecisionProof, expected_half_share
-from tfanet_engines.sidecar import Sidecar
+from tfanet_engines.sidecar import Sidecar, sidecar_path
 from tfanet_engines.targets import capability_here, compute_capabilities, sm
 from tfanet_engines.trt_api import MODULES, Backend, find_backend
 
 SHARE_TOLERANCE = 0.02
-"""Between the expected share of half weights and the network's: FP32 islands, folded constants."""
+"""Allowed difference between expected and counted FP16 share: FP32 islands, folded constants."""
 
 
 @dataclass(frozen=True)
 class BuildReport:
-    """What was built and what proves it."""
+    """A finished plan and the proof of its precision."""
 
     plan: Path
     sidecar: Path
@@ -42,17 +42,17 @@ class BuildReport:
     precision: Literal["fp32", "fp16"]
     proof: PrecisionProof
     inspected: EngineLayers | None
-    """Of the finished engine; None where it cannot be opened, which takes the GPU that it is for."""
+    """Layers of the finished engine; None if it cannot be opened, which requires the GPU it is for."""
     plugin_layers: int
-    """Layers that run our kernels; 0 for TensorRT-RTX, which has no such plugins."""
+    """Layers that run our kernels; 0 for TensorRT-RTX, which does not support these plugins."""
     bindings: Bindings
-    """Name, dtype and shape of every input and output, as `tfanet.signature` has them; -1 is the batch."""
+    """Name, dtype and shape of every input and output, as in `tfanet.signature`; -1 is the batch."""
     batch: Batch
-    """Smallest, usual and largest batch."""
+    """Smallest, optimal and largest batch."""
     size_bytes: int
     seconds: float
     peak_memory_bytes: int
-    """Of the builder's process, or of this one, an export before the build included, if that was larger."""
+    """Of the builder's subprocess or of this process, whichever is larger. The latter includes an export."""
 
 
 def build_plan(
@@ -67,14 +67,17 @@ def build_plan(
 ) -> BuildReport:
     """Build `plan_path` and its sidecar from an ONNX file that `tfanet-export onnx` wrote.
 
-    `backend` is `tensorrt-rtx` (for any GPUs of `targets.RTX_CAPABILITIES`, none needed here), `tensorrt`
-    (for the GPU of this machine) or `auto`. `rebuild` is the command that the sidecar names; by default one
-    that calls this function. The build runs in a process of its own. `extra_outputs` names what the network
-    gives besides the mask logits: a plan to look into, which `open_engine` refuses.
+    Args:
+        backend: `tensorrt-rtx` (for any GPUs of `targets.RTX_CAPABILITIES`, no GPU needed), `tensorrt` (for
+            the GPU of this machine) or `auto`.
+        rebuild: the command for the sidecar that builds the plan again; by default one that calls this.
+        progress: show the builder's phases as bars on stderr.
+        extra_outputs: names of the network's outputs after the mask logits. Such a plan is for inspection;
+            `open_engine` raises `UserError` for it.
 
-    Raises `UserError` for bad arguments and files, `VerificationError` when the network does not parse, does
-    not build, crashes the builder, or is not what the ONNX file promised; `KeyboardInterrupt` on Ctrl-C. In
-    each case nothing is left under `plan_path`.
+    The build runs in a subprocess. Raises `UserError` for invalid arguments and files, `VerificationError` if
+    the network does not parse or build, crashes the builder, or has not the bindings and precision of the
+    ONNX file; `KeyboardInterrupt` on Ctrl-C. In each case nothing is left under `plan_path`.
     """
     name = find_backend(backend)
     options.require(name)
@@ -86,52 +89,17 @@ def build_plan(
     plugins = source.plugin_layers if name == "tensorrt" and options.plugins is not False else ()
     request = Request(source.path, name, capabilities, plugins, options)
     start = time.perf_counter()
-    with atomic_path(plan_path) as temporary, _bars(progress) as show:
-        built, child_memory = builder_process.run(request, temporary, show)
+    with atomic_path(plan_path) as temporary, _progress_bars(progress) as on_progress:
+        built, subprocess_memory = builder_process.run(request, temporary, on_progress)
         _check(source, built, extra_outputs)
     if built.warning:
         warnings.warn(built.warning, RuntimeWarning, stacklevel=2)
-    seconds = time.perf_counter() - start
-
-    memory = max(child_memory, peak_memory())
-    served = ("8.0+",) if options.hardware_compat == "ampere_plus" else capabilities
-    onnx_parity = source.sidecar.parity if source.sidecar else None
-    inspected = dataclasses.asdict(built.inspected) if built.inspected else None
-    sidecar = Sidecar.of(
-        source.config,
-        kind="plan",
-        weights_sha256=source.weights_sha256,
-        precision=source.precision,
-        proof=dataclasses.asdict(built.proof)
-        | {"plugin_layers": len(plugins), "engine": inspected, "parity_of_the_onnx_file": onnx_parity}
-        | ({"extra_outputs": [*extra_outputs]} if extra_outputs else {}),
-        builder=MODULES[name],
-        builder_version=built.version,
-        compute_capabilities=served,
-        version_compatible=options.version_compat,
-        batch=options.batch,
-        onnx_sha256=source.sha256,
-        file_sha256=sha256(plan_path),
-        cost={
-            "seconds": round(seconds, 1),
-            "peak_memory_bytes": memory,
-            "bytes": plan_path.stat().st_size,
-            "layers": built.proof.layers,
-        },
-        rebuild=rebuild or _rebuild_command(source.path, plan_path, name, options),
-    )
-    try:
-        written = sidecar.write(plan_path)
-    except BaseException:
-        plan_path.unlink()  # without its sidecar it is none
-        raise
-    trust.remember(sidecar.file_sha256)
-    return BuildReport(
+    report = BuildReport(
         plan=plan_path,
-        sidecar=written,
+        sidecar=sidecar_path(plan_path),
         backend=name,
         builder_version=built.version,
-        compute_capabilities=served,
+        compute_capabilities=("8.0+",) if options.hardware_compat == "ampere_plus" else capabilities,
         precision=source.precision,
         proof=built.proof,
         inspected=built.inspected,
@@ -139,37 +107,78 @@ def build_plan(
         bindings=built.bindings,
         batch=options.batch,
         size_bytes=plan_path.stat().st_size,
-        seconds=seconds,
-        peak_memory_bytes=memory,
+        seconds=time.perf_counter() - start,
+        peak_memory_bytes=max(subprocess_memory, peak_memory()),
+    )
+    command = rebuild or _rebuild_command(source.path, plan_path, name, options)
+    sidecar = _sidecar(source, report, options, extra_outputs, command)
+    try:
+        sidecar.write(plan_path)
+    except BaseException:
+        plan_path.unlink()  # a plan without its sidecar cannot be opened
+        raise
+    trust.remember(sidecar.file_sha256)
+    return report
+
+
+def _sidecar(
+    source: OnnxFile, report: BuildReport, options: BuildOptions, extra_outputs: Sequence[str], rebuild: str
+) -> Sidecar:
+    """The sidecar of a finished plan; `rebuild` is the command that builds it again."""
+    proof = dataclasses.asdict(report.proof) | {
+        "plugin_layers": report.plugin_layers,
+        "engine": dataclasses.asdict(report.inspected) if report.inspected else None,
+        "parity_of_the_onnx_file": source.sidecar.parity if source.sidecar else None,
+    }
+    return Sidecar.of(
+        source.config,
+        kind="plan",
+        weights_sha256=source.weights_sha256,
+        precision=source.precision,
+        proof=proof | ({"extra_outputs": [*extra_outputs]} if extra_outputs else {}),
+        builder=MODULES[report.backend],
+        builder_version=report.builder_version,
+        compute_capabilities=report.compute_capabilities,
+        version_compatible=options.version_compat,
+        batch=options.batch,
+        onnx_sha256=source.sha256,
+        file_sha256=sha256(report.plan),
+        cost={
+            "seconds": round(report.seconds, 1),
+            "peak_memory_bytes": report.peak_memory_bytes,
+            "bytes": report.size_bytes,
+            "layers": report.proof.layers,
+        },
+        rebuild=rebuild,
     )
 
 
 def capabilities_for(backend: Backend, options: BuildOptions) -> tuple[str, ...]:
-    """The GPUs to build for, as `8.9`; `UserError` where full TensorRT is not on its GPU."""
+    """Compute capabilities to build for, as `8.9`; `UserError` if full TensorRT lacks the target GPU."""
     if options.target == "current":
-        wanted = (capability_here(),)
+        targets = (capability_here(),)
         if backend == "tensorrt-rtx":
-            compute_capabilities(wanted[0])
-        return wanted
-    wanted = compute_capabilities(options.target)
+            compute_capabilities(targets[0])
+        return targets
+    targets = compute_capabilities(options.target)
     if backend == "tensorrt":
         import torch
 
         here = capability_here() if torch.cuda.is_available() else None
-        if wanted != (here,):
+        if targets != (here,):
             raise UserError(
                 f"tensorrt builds for the GPU it runs on ({sm(here) if here else 'none here'}), not for "
-                f"{', '.join(map(sm, wanted))}; use --backend tensorrt-rtx, or --target current on that GPU"
+                f"{', '.join(map(sm, targets))}; use --backend tensorrt-rtx, or --target current on that GPU"
             )
-    return wanted
+    return targets
 
 
 def _check(source: OnnxFile, built: Built, extra: Sequence[str]) -> None:
-    """Raise `VerificationError` unless the network has the promised bindings and precision."""
-    promised, proof = _promised(signature_of(source.config)), built.proof
-    found = tuple(name for name, _, _ in built.bindings[len(promised) :])
-    if built.bindings[: len(promised)] != promised or found != tuple(extra):
-        raise VerificationError(f"the network of {source.path} has bindings {built.bindings}, not {promised}")
+    """Raise `VerificationError` unless the network has the signature's bindings and the file's precision."""
+    expected, proof = _bindings_of(signature_of(source.config)), built.proof
+    names = tuple(name for name, _, _ in built.bindings[len(expected) :])
+    if built.bindings[: len(expected)] != expected or names != tuple(extra):
+        raise VerificationError(f"the network of {source.path} has bindings {built.bindings}, not {expected}")
     if source.sidecar and source.sidecar.precision != source.precision:
         raise VerificationError(
             f"{source.path} is {source.precision} by its weights, {source.sidecar.precision} by its sidecar"
@@ -177,28 +186,28 @@ def _check(source: OnnxFile, built: Built, extra: Sequence[str]) -> None:
     _check_share(source, proof)
     if source.precision == "fp16" and built.inspected and not built.inspected.half:
         raise VerificationError(
-            f"{source.path} is fp16, but none of the engine's {built.inspected.layers} layers gives FP16"
+            f"{source.path} is fp16, but none of the engine's {built.inspected.layers} layers outputs FP16"
         )
 
 
 def _check_share(source: OnnxFile, proof: PrecisionProof) -> None:
-    """Raise `VerificationError` unless as many of the network's weights are half precision as were to be."""
+    """Raise `VerificationError` unless the expected share of the network's weights is FP16."""
     counted = f"({proof.half_weights} of {proof.half_weights + proof.float_weights})"
     if source.keep_fp32:
         expected = expected_half_share(source.config, source.keep_fp32)
         if abs(proof.half_weight_share - expected) > SHARE_TOLERANCE:
             raise VerificationError(
-                f"{source.path} keeps {len(source.keep_fp32)} blocks FP32, which leaves {expected:.1%} of "
-                f"the weights half precision, but in the network {proof.half_weight_share:.1%} are {counted}"
+                f"{source.path} keeps {len(source.keep_fp32)} blocks FP32, so {expected:.1%} of the "
+                f"weights should be FP16, but in the network {proof.half_weight_share:.1%} are {counted}"
             )
     elif (proof.half_weight_share > 0.5) != (source.precision == "fp16"):
         raise VerificationError(
             f"{source.path} is {source.precision}, but {proof.half_weight_share:.1%} of the network's "
-            f"weights are half precision {counted}"
+            f"weights are FP16 {counted}"
         )
 
 
-def _promised(signature: Signature) -> Bindings:
+def _bindings_of(signature: Signature) -> Bindings:
     specs = (*signature.inputs, *signature.outputs)
     return tuple((s.name, s.dtype, tuple(-1 if n == BATCH else int(n) for n in s.shape)) for s in specs)
 
@@ -215,8 +224,8 @@ def _rebuild_command(onnx: Path, plan: Path, backend: str, options: BuildOptions
 
 
 @contextmanager
-def _bars(show: bool) -> Iterator[Progress]:
-    """Yield what draws the builder's phases as bars on stderr, if `show`."""
+def _progress_bars(show: bool) -> Iterator[Progress]:
+    """Yields a progress callback that draws the builder's phases as bars on stderr, if `show`."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 

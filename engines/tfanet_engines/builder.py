@@ -1,4 +1,9 @@
-"""From an ONNX file to the bytes of a plan, inside this process."""
+"""ONNX file -> bytes of a plan, inside this process.
+
+Calls the library directly rather than through Polygraphy's loaders, which were tried: they drop the path of a
+model that is parsed from memory, and with it external weights; print parser errors instead of raising them;
+always create a timing cache; and bind the process to one of the two libraries.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +25,7 @@ from tfanet_plugins import missing_plugin_layers, register_all
 
 Bindings = tuple[tuple[str, str, tuple[int, ...]], ...]
 Progress = Callable[[str, int, int], None]
-"""Called with a phase, the steps that are done and their number; both 0 when the phase has ended."""
+"""Called with a phase, the steps done and the number of steps; both are 0 when the phase has ended."""
 DTYPES: dict[str, str] = {
     "FLOAT": "float32",
     "HALF": "float16",
@@ -32,36 +37,36 @@ DTYPES: dict[str, str] = {
 
 @dataclass(frozen=True)
 class Request:
-    """A build that was checked already."""
+    """A build whose arguments have been checked."""
 
     onnx: Path
     backend: Backend
     capabilities: tuple[str, ...]
-    """Of the GPUs to build for, as `8.9`; full TensorRT takes one, that of this machine."""
+    """Compute capabilities to build for, as `8.9`; full TensorRT takes one, that of this machine."""
     plugins: tuple[str, ...]
-    """A name for each layer that must become a plugin; none for the function bodies."""
+    """A name for each layer that must become a plugin; empty to use the function bodies."""
     options: BuildOptions
 
 
 @dataclass(frozen=True)
 class Built:
-    """What came of it, besides the plan."""
+    """What is known of a built plan."""
 
     version: str
-    """The library's."""
+    """Version of the library."""
     proof: PrecisionProof
     inspected: EngineLayers | None
-    """Of the finished engine, where it could be opened."""
+    """Layers of the finished engine, if it could be opened."""
     bindings: Bindings
     """Name, dtype and shape of every input and output; -1 is the batch."""
     warning: str = ""
-    """What went wrong without harm to the plan."""
+    """A problem that does not affect the plan."""
 
 
 def build(request: Request, progress: Progress) -> tuple[Any, Built]:
-    """The plan's bytes, and what is known of it.
+    """The plan's bytes, and its description.
 
-    Raises `UserError` when the library lacks what is asked for, `VerificationError` when the network does not
+    Raises `UserError` if the library does not support an option, `VerificationError` if the network does not
     parse or build, or nodes did not become plugins.
     """
     _, trt = load_backend(request.backend)
@@ -77,7 +82,7 @@ def build(request: Request, progress: Progress) -> tuple[Any, Built]:
     proof, bindings = prove_precision(trt, network), _bindings(network)
     if missing := missing_plugin_layers(trt, network, request.plugins):
         raise VerificationError(
-            f"{trt.__name__} took the function body instead of the plugin for {len(missing)} of "
+            f"{trt.__name__} used the function body instead of the plugin for {len(missing)} of "
             f"{len(request.plugins)} nodes of {request.onnx}: {_named(missing)}"
         )
     config = _configure(trt, builder, request)
@@ -86,13 +91,13 @@ def build(request: Request, progress: Progress) -> tuple[Any, Built]:
         profile.set_shape(name, *((size, *shape[1:]) for size in request.options.batch))
     config.add_optimization_profile(profile)
     config.progress_monitor = _monitor(trt, progress)
-    keeps_times = request.backend == "tensorrt" and request.options.timing_cache is not False
-    if keeps_times:
+    keep_timings = request.backend == "tensorrt" and request.options.timing_cache is not False
+    if keep_timings:
         timing_cache.load(config, trt.__version__, request.capabilities[0])
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise VerificationError(f"{trt.__name__} cannot build {request.onnx}: {'; '.join(logger.errors)}")
-    warning = timing_cache.save(config, trt.__version__, request.capabilities[0]) if keeps_times else ""
+    warning = timing_cache.save(config, trt.__version__, request.capabilities[0]) if keep_timings else ""
     inspected = inspect_engine(trt, logger, plan) if request.backend == "tensorrt" else None
     return plan, Built(trt.__version__, proof, inspected, bindings, warning)
 
@@ -103,9 +108,9 @@ def _named(layers: list[str], most: int = 20) -> str:
 
 
 def _parse(parser: Any, path: Path, plugins: bool) -> bool:
-    """Parse the ONNX file, with bodies made of plugins if there are to be some."""
+    """Parse the ONNX file; with `plugins`, its function bodies are replaced by plugins."""
     if plugins:
-        return parser.parse(with_plugin_bodies(path), str(path))  # where to look for external weights
+        return parser.parse(with_plugin_bodies(path), str(path))  # the path locates external weights
     return parser.parse_from_file(str(path))
 
 
@@ -122,7 +127,7 @@ def _configure(trt: ModuleType, builder: Any, request: Request) -> Any:
                 raise UserError(f"{trt.__name__} {trt.__version__} does not build for {sm(capability)}")
             config.set_compute_capability(level, place)
         return config
-    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # what the inspector tells types from
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # the inspector then lists types
     if options.opt_level is not None:
         config.builder_optimization_level = options.opt_level
     if options.version_compat:
@@ -149,7 +154,7 @@ def _dtype(tensor: Any) -> str:
 
 
 def _monitor(trt: ModuleType, progress: Progress) -> Any:
-    """The library's own monitor, passed on."""
+    """The library's progress monitor, which calls `progress`."""
 
     class Monitor(trt.IProgressMonitor):
         def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""A build in a subprocess: parser and builder are native code, and a crash of theirs ends only that."""
+"""A build in a subprocess: a crash of the native parser or builder ends only the subprocess."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tfanet_engines.builder import Built, Progress, Request, build
 
 
 def run(request: Request, plan: Path, progress: Progress) -> tuple[Built, int]:
-    """Build `request` into the file `plan`; the report, and the peak memory of the subprocess in bytes.
+    """Build `request` into the file `plan`; returns its description and the subprocess's peak memory, bytes.
 
     Raises what `tfanet_engines.builder.build` raises, and `VerificationError` if the subprocess ends
     without a result.

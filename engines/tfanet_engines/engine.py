@@ -1,4 +1,4 @@
-"""What every engine offers, whatever runs it."""
+"""The interface of every engine."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Engine(ABC):
-    """A model that is ready to run; a context manager that frees it at the end. Any thread may use it."""
+    """A model that is ready to run. A context manager that frees it; thread-safe."""
 
     kind: str
     """`pytorch`, `onnx` or `plan`."""
@@ -31,7 +31,7 @@ class Engine(ABC):
         self.config = config
         self.name = f"{file.name} ({runtime})"
         self.device = device
-        """Where it computes, as PyTorch says it: `cpu`, `cuda:0`."""
+        """Where it computes, in PyTorch's notation: `cpu`, `cuda:0`."""
         self._closed = False
 
     @overload
@@ -43,10 +43,10 @@ class Engine(ABC):
     def infer(self, images: Any, tokens: Any) -> Any:
         """Mask logits float32 `[B, S, S]` of images uint8 `[B, S, S, 3]` and tokens int64 `[B, L]`, B >= 1.
 
-        NumPy arrays give an array. PyTorch's tensors on `device` are used where they lie and give a tensor
-        there; on a GPU the caller's current stream is waited for, and waits for the result.
+        NumPy arrays give a NumPy array. PyTorch tensors on `device` are used without copies and give a tensor
+        on it; on a GPU the call is ordered with the caller's current stream.
 
-        Raises `UserError` when an input has another type, shape or device, or the file gives no such logits.
+        Raises `UserError` if an input or the logits have another type, shape or device.
         """
         if self._closed:
             raise ValueError(f"{self.name} is closed")
@@ -56,7 +56,9 @@ class Engine(ABC):
         for value, spec in zip(values, signature.inputs, strict=True):
             _check_input(value, spec, tensors[0])
         if len(images) != len(tokens):
-            raise UserError(f"{len(images)} images but {len(tokens)} sentences; give one sentence an image")
+            raise UserError(
+                f"{len(images)} images but {len(tokens)} expressions; give one expression per image"
+            )
         if tensors[0]:
             for value, spec in zip(values, signature.inputs, strict=True):
                 if str(value.device) != self.device:
@@ -71,16 +73,16 @@ class Engine(ABC):
         return logits
 
     def warm_up(self, batch: int = 1, calls: int = 2) -> float:
-        """Do for calls of `batch` images what only the first ones do; the seconds it took.
+        """Run `calls` calls with `batch` blank images; returns the seconds they took.
 
-        Libraries are loaded, kernels chosen or compiled, buffers made and CUDA graphs captured, so that what
-        is timed afterwards is the inference alone. The pictures are blank.
+        The first calls load libraries, choose or compile kernels, allocate buffers and capture CUDA graphs.
+        Call it before timing inference.
         """
         images, tokens = self._blank(batch)
-        began = time.perf_counter()
+        start = time.perf_counter()
         for _ in range(calls):
             self.infer(images, tokens)
-        return time.perf_counter() - began
+        return time.perf_counter() - start
 
     def _blank(self, batch: int) -> tuple[np.ndarray, np.ndarray]:
         image, tokens = (
@@ -100,16 +102,15 @@ class Engine(ABC):
 
     def _check_logits(self, logits: Any, count: int) -> None:
         spec = signature_of(self.config).mask_logits
-        wanted = (count, *spec.shape[1:])
-        found = _dtype(logits)
-        if found != spec.dtype or tuple(logits.shape) != wanted:
+        shape, dtype = (count, *spec.shape[1:]), _dtype(logits)
+        if dtype != spec.dtype or tuple(logits.shape) != shape:
             raise UserError(
-                f"{self.name} gives {spec.name} as {found} {[*logits.shape]}, not {spec.dtype} {[*wanted]}; "
-                "its file is no model of tfanet: export it again"
+                f"{self.name} gives {spec.name} as {dtype} {[*logits.shape]}, not {spec.dtype} {[*shape]}; "
+                "export the file again"
             )
 
     def close(self) -> None:
-        """Free the model, once calls under way are done; a second call does nothing."""
+        """Free the model after the calls in progress; a second call does nothing."""
         if not self._closed:
             self._closed = True
             self._free()
@@ -124,7 +125,7 @@ class Engine(ABC):
 
 
 def _is_tensor(value: Any) -> bool:
-    torch = sys.modules.get("torch")  # who has a tensor has imported it
+    torch = sys.modules.get("torch")  # a caller that has a tensor has imported it
     return torch is not None and isinstance(value, torch.Tensor)
 
 
@@ -133,19 +134,17 @@ def _dtype(value: Any) -> str:
 
 
 def _check_input(value: Any, spec: TensorSpec, tensor: bool) -> None:
-    """`UserError` unless `value` is an array, or a tensor if that is wanted, as `spec` says."""
-    wanted_shape = ", ".join(map(str, spec.shape))
+    """Raise `UserError` unless `value` fits `spec` and is a NumPy array, or a PyTorch tensor if `tensor`."""
+    shape = ", ".join(map(str, spec.shape))
     if _is_tensor(value) != tensor or not (tensor or isinstance(value, np.ndarray)):
-        form = "a PyTorch tensor as the image is" if tensor else "a NumPy array"
-        raise UserError(
-            f"{spec.name} must be {spec.dtype} [{wanted_shape}], {form}, not a {type(value).__name__}"
-        )
+        form = "a PyTorch tensor like the image" if tensor else "a NumPy array"
+        raise UserError(f"{spec.name} must be {spec.dtype} [{shape}], {form}, not a {type(value).__name__}")
     fits = value.ndim == len(spec.shape) and all(
-        size >= 1 if wanted == BATCH else size == wanted
-        for size, wanted in zip(value.shape, spec.shape, strict=True)
+        size >= 1 if expected == BATCH else size == expected
+        for size, expected in zip(value.shape, spec.shape, strict=True)
     )
     if _dtype(value) != spec.dtype or not fits:
         raise UserError(
-            f"{spec.name} must be {spec.dtype} [{wanted_shape}] with a batch of at least 1, not "
+            f"{spec.name} must be {spec.dtype} [{shape}] with a batch of at least 1, not "
             f"{_dtype(value)} {[*value.shape]}"
         )

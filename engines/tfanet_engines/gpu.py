@@ -1,4 +1,4 @@
-"""The GPU of this machine, and what PyTorch says when its memory is at an end."""
+"""The GPU of this machine, and out-of-memory errors in one line."""
 
 from __future__ import annotations
 
@@ -18,41 +18,41 @@ MIB = 1 << 20
 
 
 def gpu_for(file: Path, sidecar: Sidecar) -> torch.device:
-    """The current GPU; `UserError` when there is none of the generations that the plan was built for."""
+    """The current GPU; `UserError` if there is none or its compute capability is not one of the plan's."""
     import torch
 
-    wanted = ", ".join(sidecar.compute_capabilities or ())
+    capabilities = ", ".join(sidecar.compute_capabilities or ())
     if not torch.cuda.is_available():
         raise UserError(
-            f"{file} needs an NVIDIA GPU of compute capability {wanted}, and this machine has none; "
+            f"{file} needs an NVIDIA GPU of compute capability {capabilities}, and this machine has none; "
             "run the .onnx or .safetensors file here"
         )
-    found = capability_here()
-    if not fits(found, sidecar.compute_capabilities or ()):
+    here = capability_here()
+    if not fits(here, sidecar.compute_capabilities or ()):
         raise UserError(
-            f"{file} was built for compute capability {wanted}, {torch.cuda.get_device_name()} has {found}; "
-            f"{sidecar.remedy}, with target {sm(found)}"
+            f"{file} was built for compute capability {capabilities}, {torch.cuda.get_device_name()} has "
+            f"{here}; {sidecar.remedy}, with target {sm(here)}"
         )
     return torch.device("cuda", torch.cuda.current_device())
 
 
 @contextmanager
 def enough_memory(what: str, needed: int) -> Iterator[None]:
-    """`UserError` in the place of PyTorch's error when the GPU's, or pinned, memory is at an end."""
+    """Turns PyTorch's out-of-memory errors, of GPU or pinned memory, into `UserError`."""
     import torch
 
     try:
         yield
     except RuntimeError as error:
-        # Pinned memory that cannot be had is a plain RuntimeError with CUDA's own words.
+        # For pinned memory PyTorch raises a plain RuntimeError with CUDA's message.
         if not isinstance(error, torch.cuda.OutOfMemoryError) and "out of memory" not in str(error):
             raise
         raise out_of_memory(what, needed) from error
 
 
 def out_of_memory(what: str, needed: int) -> UserError:
-    """The error to raise; `needed` bytes of one lane."""
+    """The error to raise; `needed` is the memory of one context in bytes."""
     return UserError(
-        f"not enough GPU memory to run {what}: a lane needs {needed / MIB:,.0f} MiB besides the weights; "
-        "free some, open it with lanes=1, or build the plan with a smaller largest batch"
+        f"not enough GPU memory to run {what}: a context needs {needed / MIB:,.0f} MiB besides the "
+        "weights; free memory, open it with contexts=1, or build the plan with a smaller largest batch"
     )

@@ -1,4 +1,4 @@
-"""What has to be known of an ONNX file before it is built or run, without building or running it."""
+"""Description and checks of an ONNX file before it is built or run."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 CONFIG_KEY = "tfanet.config"
 """The key of `ModelProto.metadata_props` whose value is `TFANetConfig.to_json()`."""
 WEIGHTS_KEY = "tfanet.weights_sha256"
-"""The same for `tfanet.checkpoint.weights_sha256`."""
+"""The key for `tfanet.checkpoint.weights_sha256`."""
 KEEP_FP32_KEY = "tfanet.keep_fp32"
-"""The same for the blocks that a precision file kept FP32, their names parted by spaces."""
+"""The key for the names, separated by spaces, of blocks that a precision file kept FP32."""
 LONGEST_REASON = 300
 
 
@@ -35,18 +35,18 @@ class OnnxFile:
     config: TFANetConfig
     weights_sha256: str | None
     precision: Literal["fp32", "fp16"]
-    """fp16 when most weights are stored as halves, or a precision file chose which are."""
+    """fp16 if most weights are FP16, or if a precision file chose which are."""
     keep_fp32: tuple[str, ...]
     """Names of the blocks (`tfanet.blocks`) that a precision file kept FP32."""
     plugin_layers: tuple[str, ...]
-    """A name for each layer that full TensorRT is to run as a plugin, of `with_plugin_bodies`."""
+    """A name for each layer of `with_plugin_bodies` that full TensorRT must run as a plugin."""
     sidecar: Sidecar | None
 
 
 def read_onnx(path: str | Path) -> OnnxFile:
     """Describe the ONNX file at `path`.
 
-    Raises `UserError` when it is missing, no ONNX, truncated, altered since its sidecar was written, or not
+    Raises `UserError` if it is missing, not ONNX, truncated, altered since its sidecar was written, or not
     exported by tfanet.
     """
     path = require_file(path, "ONNX file")
@@ -70,9 +70,9 @@ def read_onnx(path: str | Path) -> OnnxFile:
 
 
 def with_plugin_bodies(path: Path) -> bytes:
-    """The model of the ONNX file at `path` as full TensorRT is to parse it: see `tfanet_plugins.attach`.
+    """The ONNX model at `path` for full TensorRT, with plugins in its function bodies.
 
-    External weights are still those beside `path`. Raises `UserError` as `read_onnx`.
+    External weights stay in their file next to `path`. Raises `UserError` as `read_onnx`.
     """
     proto = _load(path)
     use_plugin_bodies(proto)
@@ -80,35 +80,35 @@ def with_plugin_bodies(path: Path) -> bytes:
 
 
 def config_of(path: Path, metadata: dict[str, str]) -> TFANetConfig:
-    """The model's config from an ONNX file's metadata, else its sidecar; `UserError` when neither has it."""
+    """The model's config from an ONNX file's metadata or its sidecar; `UserError` if neither has it."""
     if CONFIG_KEY in metadata:
         return TFANetConfig.from_json(metadata[CONFIG_KEY])
     if sidecar_path(path).exists():
         return Sidecar.read(path).model_config()
-    raise _foreign(path)
+    raise _not_exported(path)
 
 
-def _foreign(path: Path) -> UserError:
-    return UserError(f"{path} was not exported by tfanet (no {CONFIG_KEY} in it); use tfanet-export onnx")
+def _not_exported(path: Path) -> UserError:
+    return UserError(f"{path} was not exported by tfanet (no metadata {CONFIG_KEY}); use tfanet-export onnx")
 
 
 def check_structure(path: Path) -> None:
-    """Raise `UserError` unless the file is ONNX by the standard's own checker.
+    """Raise `UserError` unless the file passes `onnx.checker`.
 
-    For files that nobody vouches for: a runtime's parser is native code, and the checker refuses most damage
-    before it gets there.
+    For files without a sidecar: a runtime's parser is native code, and the checker rejects most damaged files
+    first.
     """
     import onnx
 
     proto = _load(path)
     if not any(entry.key == CONFIG_KEY for entry in proto.metadata_props):
-        raise _foreign(path)
+        raise _not_exported(path)
     del proto
     try:
         onnx.checker.check_model(str(path))
     except (onnx.checker.ValidationError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:LONGEST_REASON]
-        raise UserError(f"{path} is no valid ONNX file: {reason}; export it again") from error
+        raise UserError(f"{path} is not a valid ONNX file: {reason}; export it again") from error
 
 
 def _load(path: Path) -> onnx.ModelProto:
@@ -118,11 +118,11 @@ def _load(path: Path) -> onnx.ModelProto:
     try:
         proto = onnx.load(path, load_external_data=False)
     except (DecodeError, ValueError) as error:
-        raise UserError(f"{path} is truncated or no ONNX file") from error
+        raise UserError(f"{path} is truncated or not an ONNX file") from error
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     if not proto.ir_version or not proto.graph.node:
-        raise UserError(f"{path} is no ONNX file: there is no graph in it")
+        raise UserError(f"{path} is not an ONNX file: it has no graph")
     return proto
 
 

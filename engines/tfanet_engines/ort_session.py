@@ -1,4 +1,4 @@
-"""Sessions of ONNX Runtime: which provider computes, and every way a file can fail to open, in one line."""
+"""ONNX Runtime sessions: the choice of providers, and errors in one line."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from tfanet.errors import UserError
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 RTX = "NvTensorRTRTXExecutionProvider"
 RTX_PLUGIN = "onnxruntime_ep_nv_tensorrt_rtx"
-"""The module of the wheel onnxruntime-ep-nv-tensorrt-rtx, for builds of ONNX Runtime without the provider."""
+"""Module of the wheel onnxruntime-ep-nv-tensorrt-rtx, a plugin for ONNX Runtime builds without `RTX`."""
 QUIET = 4
-"""ONNX Runtime's severity of fatal errors: what it has to say otherwise comes back as an exception."""
+"""ONNX Runtime's severity of fatal errors; other errors are raised as exceptions anyway."""
 LONGEST_REASON = 300
 
 
@@ -24,71 +24,71 @@ def open_session(
 ) -> Any:
     """An `InferenceSession` of `file`; the arguments are those of `tfanet_engines.open_engine`.
 
-    Raises `UserError` when a provider cannot be had or ONNX Runtime does not run the file.
+    Raises `UserError` if a provider is unavailable or ONNX Runtime cannot run the file.
     """
     import onnxruntime
 
     from tfanet.ops.native import library
 
     plugin = _plugin_devices(onnxruntime, providers)
-    wanted = _providers(onnxruntime, providers, plugin=bool(plugin))
+    names = _providers(onnxruntime, providers, plugin=bool(plugin))
     options = onnxruntime.SessionOptions()
     options.log_severity_level = QUIET
     if threads is not None:
         options.intra_op_num_threads = threads
-    if native and wanted[0] == CPU and (kernels := library()):
+    if native and names[0] == CPU and (kernels := library()):
         options.register_custom_ops_library(str(kernels))
-    settings = [(name, {"use_tf32": "0"} if name == CUDA else {}) for name in wanted]
-    with one_line(f"{file} is truncated or no ONNX file that ONNX Runtime runs"):
+    settings = [(name, {"use_tf32": "0"} if name == CUDA else {}) for name in names]
+    with one_line(f"{file} is truncated, or ONNX Runtime cannot run it"):
         if plugin:
             options.add_provider_for_devices(plugin[:1], {})
             session = onnxruntime.InferenceSession(str(file), options, enable_fallback=0)
         else:
             session = onnxruntime.InferenceSession(str(file), options, settings, enable_fallback=0)
-    if session.get_providers()[0] != wanted[0]:
-        raise UserError(f"ONNX Runtime cannot use {wanted[0]} on this machine; give {CPU}")
+    if session.get_providers()[0] != names[0]:
+        raise UserError(f"ONNX Runtime cannot use {names[0]} on this machine; give {CPU}")
     return session
 
 
 @contextmanager
 def one_line(what: str) -> Iterator[None]:
-    """`UserError` that begins with `what` in the place of anything that ONNX Runtime raises."""
+    """Turns every error of ONNX Runtime into a `UserError` that begins with `what`."""
     from onnxruntime.capi import onnxruntime_pybind11_state as state  # pyright: ignore[reportAttributeAccessIssue]
 
-    refusals = (
+    errors = (
         state.Fail, state.InvalidArgument, state.InvalidGraph, state.InvalidProtobuf, state.NotImplemented,
         state.NoSuchFile, state.RuntimeException, state.EPFail, state.NoModel, state.ModelLoaded,
         UnicodeDecodeError, MemoryError, RuntimeError,
     )  # fmt: skip
     try:
         yield
-    except refusals as error:
-        # UnicodeDecodeError: names in a damaged file that are no text. RuntimeError: the binding's own.
+    except errors as error:
+        # UnicodeDecodeError: names in a damaged file. RuntimeError: the Python binding's.
         raise UserError(f"{what}: {' '.join(str(error).split())[:LONGEST_REASON]}") from error
 
 
-def _providers(onnxruntime: Any, asked: Sequence[str] | None, *, plugin: bool) -> list[str]:
-    """The providers to use; `UserError` when one that was asked for is not installed."""
+def _providers(onnxruntime: Any, requested: Sequence[str] | None, *, plugin: bool) -> list[str]:
+    """The providers to use; `UserError` if one in `requested` is not installed."""
     available = onnxruntime.get_available_providers()
-    if asked is None:
+    if requested is None:
         import torch
 
-        asked = [CUDA, CPU] if CUDA in available and torch.cuda.is_available() else [CPU]
-    unknown = [name for name in asked if name not in available and not (plugin and name == RTX)]
-    if unknown or not asked:
+        requested = [CUDA, CPU] if CUDA in available and torch.cuda.is_available() else [CPU]
+    unknown = [name for name in requested if name not in available and not (plugin and name == RTX)]
+    if unknown or not requested:
         raise UserError(f"ONNX Runtime has no provider {', '.join(unknown)}; it has {', '.join(available)}")
-    if CUDA in asked:
-        # PyTorch brings the CUDA libraries; without this ONNX Runtime looks for them on the system's path.
+    if CUDA in requested:
+        # Loads the CUDA libraries that PyTorch installs; ONNX Runtime only searches the system's path.
         onnxruntime.preload_dlls()
-    return [*asked]
+    return [*requested]
 
 
-def _plugin_devices(onnxruntime: Any, asked: Sequence[str] | None) -> list[Any]:
-    """The GPUs of TensorRT-RTX's provider, where it is asked for first and a wheel of its own brings it.
+def _plugin_devices(onnxruntime: Any, requested: Sequence[str] | None) -> list[Any]:
+    """The GPUs of the TensorRT-RTX plugin provider, if `RTX` is requested first and not built in.
 
-    `UserError` where the wheel finds no GPU that it can use.
+    Raises `UserError` if the wheel is not installed or supports no GPU of this machine.
     """
-    if not asked or asked[0] != RTX or RTX in onnxruntime.get_available_providers():
+    if not requested or requested[0] != RTX or RTX in onnxruntime.get_available_providers():
         return []
     if find_spec(RTX_PLUGIN) is None:
         raise UserError(f"ONNX Runtime has no provider {RTX}; pip install onnxruntime-ep-nv-tensorrt-rtx")
@@ -100,5 +100,5 @@ def _plugin_devices(onnxruntime: Any, asked: Sequence[str] | None) -> list[Any]:
             onnxruntime.register_execution_provider_library(RTX, wheel.get_library_path())
         devices = [device for device in onnxruntime.get_ep_devices() if device.ep_name == RTX]
     if not devices:
-        raise UserError(f"{RTX} finds no GPU that it can use on this machine; give {CPU}")
+        raise UserError(f"{RTX} supports no GPU of this machine; give {CPU}")
     return devices

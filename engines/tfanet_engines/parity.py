@@ -1,4 +1,7 @@
-"""How far a deployed model may be from the PyTorch reference: the figures, and the one table of bounds."""
+"""Parity of a deployed model with the PyTorch reference: metrics, tolerances, and the check of both.
+
+`gate` is the parity check that export, evaluation and benchmarks share.
+"""
 
 from __future__ import annotations
 
@@ -18,16 +21,16 @@ WORST = 5
 
 @dataclass(frozen=True)
 class Tolerance:
-    """Bounds for one precision; None where the figure is reported but not bounded."""
+    """Bounds for one precision; None if a metric is reported but not bounded."""
 
     max_logit_error: float | None
     """Largest absolute difference of a logit."""
     max_relative_error: float | None
-    """The same in standard deviations of the reference's logits: tells another model, whatever its masks."""
+    """`max_logit_error` in standard deviations of the reference's logits: detects another model."""
     mask_agreement: float
     """Smallest mean IoU of the two masks, 0..1."""
     metric_drop: float
-    """Largest absolute difference of the two models' mIoU, and of their oIoU, against the truth, 0..1."""
+    """Largest absolute difference of the two models' mIoU, and of their oIoU, on the ground truth, 0..1."""
 
 
 TOLERANCES: dict[str, Tolerance] = {
@@ -37,15 +40,15 @@ TOLERANCES: dict[str, Tolerance] = {
 
 
 @dataclass(frozen=True)
-class ParityFigures:
-    """What `compare_logits` found, as sums that add up: `a + b` is the comparison of both sets of pairs."""
+class ParityMetrics:
+    """The result of `compare_logits`, as sums: `a + b` is the result for both sets of pairs."""
 
     pairs: int = 0
     pixels: int = 0
     flipped: int = 0
-    """Pixels where one mask has the object and the other has not."""
+    """Pixels where the two masks differ."""
     max_abs_error: float = 0.0
-    """Infinite when a logit of either side is NaN or infinite."""
+    """Infinite if a logit of either side is NaN or infinite."""
     sum_abs_error: float = 0.0
     sum_agreement: float = 0.0
     sum_reference: float = 0.0
@@ -68,16 +71,16 @@ class ParityFigures:
 
     @property
     def mask_agreement(self) -> float:
-        """Mean over pairs of the IoU of the two masks (logits > 0); two empty masks agree fully."""
+        """Mean over pairs of the IoU of the two masks (logits > 0); 1 for two empty masks."""
         return self.sum_agreement / self.pairs if self.pairs else math.nan
 
     @property
     def pixels_flipped(self) -> float:
-        """Share of the pixels whose mask value differs, 0..1."""
+        """Share of pixels where the masks differ, 0..1."""
         return self.flipped / self.pixels if self.pixels else math.nan
 
-    def __add__(self, other: ParityFigures) -> ParityFigures:
-        return ParityFigures(
+    def __add__(self, other: ParityMetrics) -> ParityMetrics:
+        return ParityMetrics(
             pairs=self.pairs + other.pairs,
             pixels=self.pixels + other.pixels,
             flipped=self.flipped + other.flipped,
@@ -89,102 +92,113 @@ class ParityFigures:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """The figures for a sidecar or a report; infinite and undefined figures become None."""
-        figures = {
+        """The metrics for a sidecar or a report; infinite and undefined values become None."""
+        metrics = {
             "max_abs_error": self.max_abs_error,
             "relative_error": self.relative_error,
             "mean_abs_error": self.mean_abs_error,
             "mask_agreement": self.mask_agreement,
             "pixels_flipped": self.pixels_flipped,
         }
-        return {"pairs": self.pairs} | {k: v if math.isfinite(v) else None for k, v in figures.items()}
+        return {"pairs": self.pairs} | {k: v if math.isfinite(v) else None for k, v in metrics.items()}
 
 
-def compare_logits(reference: np.ndarray, candidate: np.ndarray) -> ParityFigures:
-    """Figures of two sets of mask logits `[B, S, S]`, or of one pair `[S, S]`.
+ParityFigures = ParityMetrics
+"""Deprecated name."""
 
-    Raises `VerificationError` when the shapes differ: a missing output is a failure, not a detail.
+
+def compare_logits(reference: np.ndarray, candidate: np.ndarray) -> ParityMetrics:
+    """Parity of mask logits `[B, S, S]`, or `[S, S]`, with those of the reference.
+
+    Raises `VerificationError` if the shapes differ.
     """
     if reference.shape != candidate.shape or reference.ndim not in (2, 3):
         raise VerificationError(
             f"logits of shape {candidate.shape} cannot be compared with the reference's {reference.shape}"
         )
     if reference.size == 0:
-        return ParityFigures()
+        return ParityMetrics()
     size = reference.shape[-2:]
     left, right = reference.reshape(-1, *size), candidate.reshape(-1, *size)
-    sound = np.isfinite(left).all() and np.isfinite(right).all()
-    error = np.abs(left.astype(np.float64) - right.astype(np.float64)) if sound else np.array(np.inf)
-    ours, theirs = left > 0, right > 0
-    union = np.logical_or(ours, theirs).sum((1, 2))
-    common = np.logical_and(ours, theirs).sum((1, 2))
-    return ParityFigures(
+    finite = np.isfinite(left).all() and np.isfinite(right).all()
+    error = np.abs(left.astype(np.float64) - right.astype(np.float64)) if finite else np.array(np.inf)
+    left_mask, right_mask = left > 0, right > 0
+    union = np.logical_or(left_mask, right_mask).sum((1, 2))
+    intersection = np.logical_and(left_mask, right_mask).sum((1, 2))
+    return ParityMetrics(
         pairs=len(left),
         pixels=left.size,
-        flipped=int((ours != theirs).sum()),
+        flipped=int((left_mask != right_mask).sum()),
         max_abs_error=float(error.max()),
         sum_abs_error=float(error.sum()),
         sum_reference=float(left.sum(dtype=np.float64)),
         sum_reference_squares=float(np.square(left, dtype=np.float64).sum()),
-        sum_agreement=float(np.where(union == 0, 1.0, common / np.maximum(union, 1)).sum()),
+        sum_agreement=float(np.where(union == 0, 1.0, intersection / np.maximum(union, 1)).sum()),
     )
 
 
 @dataclass(frozen=True)
 class Gate:
-    """The one verdict on a deployed model; see `gate`."""
+    """The result of the parity check; see `gate`."""
 
     precision: str
-    figures: ParityFigures
+    metrics: ParityMetrics
     """Of all pairs together."""
     failures: tuple[str, ...]
-    """Every bound that is broken, with the figure that breaks it; empty when the gate is open."""
+    """Every bound that is exceeded, with the value; empty if the check passes."""
     worst: tuple[int, ...]
-    """The places of the pairs that are furthest from the reference, at most `WORST`, the worst first."""
+    """Indices of the at most `WORST` pairs with the largest errors, the largest first."""
+
+    @property
+    def figures(self) -> ParityMetrics:
+        """Deprecated name of `metrics`."""
+        return self.metrics
 
     def require(self, what: str = "") -> None:
-        """Raise `VerificationError`, naming `what` and the first broken bound, unless the gate is open."""
+        """Raise `VerificationError` with `what` and the first failure unless the check passes."""
         if self.failures:
             raise VerificationError(f"{what}: {self.failures[0]}" if what else self.failures[0])
 
 
-def gate(pairs: Sequence[ParityFigures], precision: str, drops: Mapping[str, float] | None = None) -> Gate:
-    """Hold `pairs`, one comparison each, against `TOLERANCES[precision]`: logits, masks and metrics.
+def gate(pairs: Sequence[ParityMetrics], precision: str, drops: Mapping[str, float] | None = None) -> Gate:
+    """Check the parity of `pairs`, one `compare_logits` each, against `TOLERANCES[precision]`.
 
-    `drops` are the reference's metrics less the engine's, 0..1, by name, where the truth is known. Logits
-    that are not finite break the gate in every precision, and so does a comparison of nothing.
+    Args:
+        drops: the reference's metrics minus the engine's, 0..1, by name, if the ground truth is known.
+
+    The check also fails for logits that are not finite, and without pairs.
     """
-    figures = functools.reduce(operator.add, pairs, ParityFigures())
+    metrics = functools.reduce(operator.add, pairs, ParityMetrics())
     order = sorted(range(len(pairs)), key=lambda i: (pairs[i].mask_agreement, -pairs[i].max_abs_error))
     order.sort(key=lambda i: math.isfinite(pairs[i].max_abs_error))
-    failures = tuple(_broken(figures, TOLERANCES[precision], precision, drops or {}))
-    return Gate(precision, figures, failures, tuple(order[:WORST]))
+    failures = tuple(_failures(metrics, TOLERANCES[precision], precision, drops or {}))
+    return Gate(precision, metrics, failures, tuple(order[:WORST]))
 
 
-def _broken(
-    figures: ParityFigures, bound: Tolerance, precision: str, drops: Mapping[str, float]
+def _failures(
+    metrics: ParityMetrics, bound: Tolerance, precision: str, drops: Mapping[str, float]
 ) -> Iterator[str]:
-    if figures.pairs == 0:
+    if metrics.pairs == 0:
         yield "no pair was compared with the reference"
         return
-    if not math.isfinite(figures.max_abs_error):
+    if not math.isfinite(metrics.max_abs_error):
         yield "some logits are NaN or infinite"
         return
-    pairs = f"over {figures.pairs} pairs"
-    if bound.max_logit_error is not None and figures.max_abs_error > bound.max_logit_error:
+    pairs = f"over {metrics.pairs} pairs"
+    if bound.max_logit_error is not None and metrics.max_abs_error > bound.max_logit_error:
         yield (
-            f"max logit error {figures.max_abs_error:.3g} {pairs} is above the {precision} bound of "
+            f"max logit error {metrics.max_abs_error:.3g} {pairs} is above the {precision} bound of "
             f"{bound.max_logit_error:g}"
         )
-    if bound.max_relative_error is not None and not figures.relative_error <= bound.max_relative_error:
+    if bound.max_relative_error is not None and not metrics.relative_error <= bound.max_relative_error:
         yield (
-            f"max logit error {figures.max_abs_error:.3g} {pairs} is {figures.relative_error:.3g} standard "
+            f"max logit error {metrics.max_abs_error:.3g} {pairs} is {metrics.relative_error:.3g} standard "
             f"deviations of the reference's logits, above the {precision} bound of "
             f"{bound.max_relative_error:g}"
         )
-    if figures.mask_agreement < bound.mask_agreement:
+    if metrics.mask_agreement < bound.mask_agreement:
         yield (
-            f"mask agreement {figures.mask_agreement:.4f} {pairs} is below the {precision} bound of "
+            f"mask agreement {metrics.mask_agreement:.4f} {pairs} is below the {precision} bound of "
             f"{bound.mask_agreement:g}"
         )
     for name, drop in drops.items():

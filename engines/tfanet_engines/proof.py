@@ -1,4 +1,4 @@
-"""What a built network says of its precision, counted rather than assumed."""
+"""The precision of a network and an engine, counted rather than assumed."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ COMPUTE_LAYERS = ("CONVOLUTION", "DECONVOLUTION", "MATRIX_MULTIPLY", "EINSUM")
 
 @dataclass(frozen=True)
 class PrecisionProof:
-    """Types counted in a parsed network. Strong typing makes them those of the engine."""
+    """Types counted in a parsed network. With strong typing they are those of the engine."""
 
     half_weights: int
-    """Elements of FP16 weights; `float_weights` the same for FP32."""
+    """Elements of FP16 weights; `float_weights` counts those of FP32 weights."""
     float_weights: int
     half_weight_bytes: int
     float_weight_bytes: int
     half_weight_share: float
-    """FP16 elements of all FP16 and FP32 elements, 0..1."""
+    """FP16 elements / (FP16 + FP32 elements), 0..1."""
     half_layer_share: float
-    """Layers with an FP16 output, of those whose output is FP16 or FP32."""
+    """Layers with an FP16 output / layers with an FP16 or FP32 output, 0..1."""
     half_compute_share: float
-    """The same over convolutions and matrix products alone."""
+    """`half_layer_share` of convolutions and matrix products only."""
     layers: int
 
 
@@ -72,10 +72,9 @@ def prove_precision(trt: ModuleType, network: Any) -> PrecisionProof:
 
 
 def expected_half_share(config: TFANetConfig, keep_fp32: Collection[str]) -> float:
-    """The share, 0..1, of a model's weights that are FP16 when the blocks `keep_fp32` stay FP32 and the small
-    FP32 islands inside the other blocks are not counted.
+    """The share, 0..1, of a model's weights that are FP16 if the blocks `keep_fp32` stay FP32.
 
-    `UserError` when the model has no such block.
+    The small FP32 islands inside the other blocks are not counted. Raises `UserError` for an unknown block.
     """
     import torch
 
@@ -90,11 +89,11 @@ def expected_half_share(config: TFANetConfig, keep_fp32: Collection[str]) -> flo
 
 
 def _weights(trt: ModuleType, layer: Any, kind: str) -> Iterator[Any]:
-    """The weights a layer holds itself: NumPy arrays, or `trt.Weights` of types that NumPy lacks."""
+    """The weights of a layer: NumPy arrays, or `trt.Weights` for types that NumPy does not have."""
     if kind not in WEIGHT_HOLDERS:
         return
     type_name, attributes = WEIGHT_HOLDERS[kind]
-    # The bindings return every layer as the base class; this is their documented way to the derived one.
+    # The bindings return layers as the base class; this is their documented cast to the derived class.
     layer.__class__ = getattr(trt, type_name)
     for attribute in attributes:
         weights = getattr(layer, attribute)
@@ -109,13 +108,13 @@ def _share(counts: Counter[str]) -> float:
 
 @dataclass(frozen=True)
 class EngineLayers:
-    """Layers of a finished engine, after fusion, as its inspector lists them."""
+    """Layers of a finished engine after fusion, from its inspector."""
 
     layers: int
     half: int
-    """Those with an FP16 output."""
+    """Layers with an FP16 output."""
     floating: int
-    """Those with an FP16 or FP32 output."""
+    """Layers with an FP16 or FP32 output."""
 
     @property
     def half_share(self) -> float:
@@ -124,22 +123,21 @@ class EngineLayers:
 
 
 def inspect_engine(trt: ModuleType, logger: Any, plan: Any) -> EngineLayers | None:
-    """The layers of `plan`, bytes of an engine with detailed profiling; None where it cannot be opened
-    or its inspector names no types.
+    """The layers of the plan bytes `plan`, built with detailed profiling verbosity.
 
-    It can on the GPU that it is for, and only there.
+    None if the engine cannot be opened, which requires the GPU it is for, or if the inspector lists no types.
     """
     runtime = trt.Runtime(logger)
     engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
         return None
     text = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
-    found = count_layers(json.loads(text))
-    return found if found.layers else None
+    layers = count_layers(json.loads(text))
+    return layers if layers.layers else None
 
 
 def count_layers(information: dict[str, Any]) -> EngineLayers:
-    """Count in an inspector's JSON: `Format/Datatype` up to TensorRT 10, `DataType` from 11."""
+    """Count types in the inspector's JSON: `Format/Datatype` up to TensorRT 10, `DataType` from 11."""
     halves = floats = 0
     layers = [layer for layer in information.get("Layers", []) if isinstance(layer, dict)]
     for layer in layers:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,29 +23,36 @@ def open_engine(
     native: bool = True,
     reference: str | Path | None = None,
     trust: bool = False,
-    lanes: int = 2,
+    contexts: int = 2,
     cuda_graphs: bool = True,
+    lanes: int | None = None,
 ) -> Engine:
     """Open a model by its suffix: `.safetensors`, `.onnx` or `.plan`.
 
-    `providers` are ONNX Runtime's, in order of preference, and None means CUDA where there is a GPU, else
-    the CPU; PyTorch follows them (`["CPUExecutionProvider"]` keeps it on the CPU). `threads` limits the CPU
-    threads of one inference. `image_size` runs a checkpoint at another size than its config's; the size of
-    the others is fixed. Both runtimes compute FP32 without TF32. `native` lets ONNX Runtime use our compiled
-    kernel on the CPU (`tfanet.ops.native`); without it the file's own function bodies run.
+    Args:
+        providers: of ONNX Runtime, in order of preference; None means CUDA if there is a GPU, else the CPU.
+            PyTorch follows them: `["CPUExecutionProvider"]` keeps it on the CPU.
+        threads: CPU threads of one inference; None leaves it to the runtime.
+        image_size: runs a checkpoint at another size than its config's; other files have a fixed size.
+        native: ONNX Runtime on the CPU uses our compiled kernel (`tfanet.ops.native`); False runs the file's
+            function bodies.
+        reference: a checkpoint; the file must have been made of its weights.
+        trust: opens a plan that this user did not build on this machine. A plan is code.
+        contexts: execution contexts of a plan, i.e. concurrent calls, each with its own GPU memory.
+        cuda_graphs: a plan replays calls with arrays from one CUDA graph per batch size.
+        lanes: deprecated name of `contexts`.
 
-    `reference` is a checkpoint whose weights the file must have been made of. Of plans: `trust` opens one
-    that this user did not build on this machine (a plan is code); `lanes` is how many calls may be under way
-    at once, each with its own memory; `cuda_graphs` replays calls with arrays from a graph a batch size.
-
-    Raises `UserError`, in one line that says what to do, when the file is missing, empty, truncated,
-    altered, of another kind than its suffix says, or cannot run on this machine.
+    PyTorch and ONNX Runtime compute FP32 without TF32. Raises `UserError`, one line with the remedy, if the
+    file is missing, empty, truncated, altered, not what its suffix says, or cannot run on this machine.
     """
+    if lanes is not None:
+        warnings.warn("open_engine(lanes=) is now contexts=", DeprecationWarning, stacklevel=2)
+        contexts = lanes
     path = require_file(path, "engine")
     if threads is not None and threads < 1:
         raise UserError(f"threads must be at least 1, not {threads}")
-    if lanes < 1:
-        raise UserError(f"lanes must be at least 1, not {lanes}")
+    if contexts < 1:
+        raise UserError(f"contexts must be at least 1, not {contexts}")
     if reference is not None:
         require_weights(path, reference)
     if path.suffix == ".safetensors":
@@ -60,5 +68,5 @@ def open_engine(
     if path.suffix == ".plan":
         from tfanet_engines.run_plan import PlanEngine
 
-        return PlanEngine(path, trust=trust, lanes=lanes, graphs=cuda_graphs)
+        return PlanEngine(path, trust=trust, contexts=contexts, cuda_graphs=cuda_graphs)
     raise UserError(f"cannot open {path}: an engine is a {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]} file")

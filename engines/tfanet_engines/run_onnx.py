@@ -21,10 +21,9 @@ if TYPE_CHECKING:
 
 
 class OnnxEngine(Engine):
-    """See `Engine`. One session serves every thread: ONNX Runtime's own memory is one arena.
+    """See `Engine`. One session, with one memory arena, serves every thread.
 
-    A file with a sidecar is the one that was verified, byte for byte. Any other is parsed and checked outside
-    the runtime first.
+    A file with a sidecar must have its hash. Any other file is first checked with `onnx.checker`.
     """
 
     kind = "onnx"
@@ -39,9 +38,9 @@ class OnnxEngine(Engine):
         self._session = open_session(file, providers, threads, native=native)
         with one_line(f"{file} is altered"):
             metadata = self._session.get_modelmeta().custom_metadata_map
-            found = [x.name for x in (*self._session.get_inputs(), *self._session.get_outputs())]
+            names = [x.name for x in (*self._session.get_inputs(), *self._session.get_outputs())]
         config = config_of(file, metadata)
-        _check_names(file, found, config)
+        _check_names(file, names, config)
         provider = self._session.get_providers()[0]
         device = "cpu" if provider == CPU else _current_gpu()
         super().__init__(file, config, f"ONNX Runtime, {provider.removesuffix('ExecutionProvider')}", device)
@@ -69,7 +68,7 @@ class OnnxEngine(Engine):
             ):
                 kind = np.dtype(spec.dtype).type
                 bind(spec.name, "cuda", images.device.index, kind, [*tensor.shape], tensor.data_ptr())
-            # ONNX Runtime computes on a stream of its own.
+            # ONNX Runtime computes on its own stream.
             torch.cuda.current_stream(images.device).synchronize()
             self._session.run_with_iobinding(binding)
             binding.synchronize_outputs()
@@ -85,8 +84,8 @@ def _current_gpu() -> str:
     return f"cuda:{torch.cuda.current_device()}"
 
 
-def _check_names(file: Path, found: list[str], config: TFANetConfig) -> None:
+def _check_names(file: Path, names: list[str], config: TFANetConfig) -> None:
     signature = signature_of(config)
-    promised = [x.name for x in (*signature.inputs, *signature.outputs)]
-    if found != promised:
-        raise UserError(f"{file} has tensors {found}, not {promised}; export it with tfanet-export onnx")
+    expected = [x.name for x in (*signature.inputs, *signature.outputs)]
+    if names != expected:
+        raise UserError(f"{file} has tensors {names}, not {expected}; export it with tfanet-export onnx")

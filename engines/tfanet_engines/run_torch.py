@@ -14,7 +14,7 @@ from tfanet_engines.engine import Engine
 
 
 class TorchEngine(Engine):
-    """See `Engine`; on the GPU where there is one and `providers` allow it."""
+    """See `Engine`. Runs on the GPU if there is one and `providers` allow it."""
 
     kind = "pytorch"
 
@@ -31,7 +31,7 @@ class TorchEngine(Engine):
         self._device = torch.device("cuda", torch.cuda.current_device()) if gpu else torch.device("cpu")
         self._model = model.to(self._device)
         self._threads = threads
-        self._one_at_a_time = threading.Lock()
+        self._lock = threading.Lock()
         super().__init__(file, model.config, f"PyTorch, {self._device.type.upper()}", str(self._device))
 
     def _infer(self, images: np.ndarray, tokens: np.ndarray) -> np.ndarray:
@@ -39,17 +39,17 @@ class TorchEngine(Engine):
         return self._infer_tensors(*inputs).cpu().numpy()
 
     def _infer_tensors(self, images: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        # The number of threads and cuDNN's settings are the process's, so calls of this engine take turns.
-        with self._one_at_a_time:
+        # Thread number and cuDNN settings are process-wide, so calls take turns.
+        with self._lock:
             before = torch.get_num_threads()
             torch.set_num_threads(self._threads or before)
             try:
-                # cuDNN's convolutions use TF32 unless told otherwise; PyTorch's matrix products do not.
+                # By default cuDNN convolutions use TF32; PyTorch's matrix products do not.
                 with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
                     return self._model(images, tokens).float()
             finally:
                 torch.set_num_threads(before)
 
     def _free(self) -> None:
-        with self._one_at_a_time:
+        with self._lock:
             del self._model

@@ -1,8 +1,8 @@
-"""The kernels that TensorRT-RTX compiled for a plan on this GPU, kept in the user's cache folder.
+"""Compiled kernels of TensorRT-RTX plans in the user's cache folder.
 
-TensorRT-RTX compiles a plan's kernels on the GPU that first runs it; the cache spares that the next time. It
-holds code, so that the folder must be the user's own. The library itself rejects a cache of another GPU,
-version or driver; it is then made anew.
+TensorRT-RTX compiles a plan's kernels on the GPU that first runs it; the cache saves that time at the next
+start. It contains code, so the file must be the user's and writable by nobody else. The library rejects a
+cache of another GPU, version or driver; it is then replaced.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from typing import Any
 
 from tfanet.errors import UserError
 from tfanet.files import atomic_path
-from tfanet_engines.private import private_folder, require_own
+from tfanet_engines.permissions import private_folder, require_own
 
 
 def cache_path(plan_sha256: str, version: str, gpu: str) -> Path:
-    """Where the kernels of a plan lie, for a version of TensorRT-RTX and the name of a GPU."""
+    """Path of a plan's kernels, for a version of TensorRT-RTX and the name of a GPU."""
     from platformdirs import user_cache_path
 
     machine = re.sub(r"[^\w.-]+", "-", f"{version}-{gpu}")
@@ -26,30 +26,30 @@ def cache_path(plan_sha256: str, version: str, gpu: str) -> Path:
 
 
 class RuntimeCache:
-    """A file and the library's own cache object, `cache`, which a runtime config takes."""
+    """A file, and the library's cache object `cache` that is set in a runtime config."""
 
     def __init__(self, config: Any, path: Path) -> None:
         self.cache = config.create_runtime_cache()
         self._path = path
-        self._known = b""
+        self._saved = b""
         if path.exists():
             require_own(path)
             stored = path.read_bytes()
             if stored and self.cache.deserialize(stored):
-                self._known = stored
+                self._saved = stored
         config.set_runtime_cache(self.cache)
 
     def save(self) -> None:
-        """Write what was added since; a warning where that cannot be, for the next start is only slower."""
+        """Write the cache if it has changed; warns if that fails, as the next start is only slower."""
         blob = self.cache.serialize()
-        found = bytes(blob) if blob is not None else b""
-        if not found or found == self._known:
+        data = bytes(blob) if blob is not None else b""
+        if not data or data == self._saved:
             return
         try:
             private_folder(self._path.parent)
             with atomic_path(self._path, mode=0o600) as temporary:
-                temporary.write_bytes(found)
+                temporary.write_bytes(data)
         except UserError as error:
-            warnings.warn(f"compiled kernels are not kept: {error}", RuntimeWarning, stacklevel=2)
+            warnings.warn(f"compiled kernels were not saved: {error}", RuntimeWarning, stacklevel=2)
         else:
-            self._known = found
+            self._saved = data

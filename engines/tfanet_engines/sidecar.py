@@ -1,7 +1,7 @@
-"""The description beside `model.onnx` and `model.plan`, in `model.onnx.json` and `model.plan.json`.
+"""The description of `model.onnx` or `model.plan`, in `model.onnx.json` or `model.plan.json` next to it.
 
-Plans and ONNX files stay raw, so that other tools read them; what they are, what proves it and how to make
-them again is said here.
+Plans and ONNX files stay raw, so other tools can read them. The sidecar has the model's config, the proof of
+its precision, hashes, and the command that rebuilds the file.
 """
 
 from __future__ import annotations
@@ -11,8 +11,6 @@ import hashlib
 import json
 import re
 import shlex
-import types
-import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +20,7 @@ from tfanet.config import TFANetConfig
 from tfanet.errors import UserError
 from tfanet.files import require_file, sha256, write_json
 from tfanet.signature import signature_of
+from tfanet.validation import from_json
 
 FORMAT_VERSION = 4
 MEAN_STD = "the graph subtracts ImageNet's mean and divides by its deviation"
@@ -29,33 +28,35 @@ MEAN_STD = "the graph subtracts ImageNet's mean and divides by its deviation"
 
 @dataclass(frozen=True)
 class Sidecar:
-    """Everything but the weights. `Sidecar.of` fills in what follows from the config."""
+    """Everything about a model file except its weights. `Sidecar.of` derives some fields from the config."""
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
 
     kind: Literal["onnx", "plan"]
     config: dict[str, Any]
     """`TFANetConfig.to_dict()`."""
     weights_sha256: str | None
-    """Identity of the model's weights (`tfanet.checkpoint.weights_sha256`); None when it is not known."""
+    """Hash of the model's weights (`tfanet.checkpoint.weights_sha256`); None if unknown."""
     precision: Literal["fp32", "fp16"]
     proof: dict[str, Any]
-    """What was counted in the file to know its precision, e.g. `half_weight_share`, 0..1."""
+    """Counts that prove the precision, e.g. `half_weight_share`, 0..1."""
     builder: str
     """The program that wrote the file: `torch.onnx`, `tensorrt_rtx` or `tensorrt`."""
     builder_version: str
     compute_capabilities: list[str] | None
-    """The GPU generations a plan is for (`tfanet_engines.targets.fits`); None for an ONNX file."""
+    """Of the GPUs a plan is for (`tfanet_engines.targets.fits`); None for an ONNX file."""
     version_compatible: bool
-    """Whether other versions of the builder's library open the plan too."""
+    """Whether other versions of the builder's library can open the plan, too."""
     batch: list[int] | None
-    """Smallest, usual and largest batch of a plan; None for an ONNX file, which takes any."""
+    """Smallest, optimal and largest batch of a plan; None for an ONNX file, which takes any."""
     onnx_sha256: str
     file_sha256: str
     rebuild: str
-    """The command that makes the file again."""
+    """The command that builds the file again."""
     cost: dict[str, Any]
-    """What making the file took and gave: `seconds`, `peak_memory_bytes`, `bytes`, `nodes` or `layers`."""
+    """Resources and result of the build: `seconds`, `peak_memory_bytes`, `bytes`, `nodes` or `layers`."""
     parity: dict[str, Any] | None
-    """`ParityFigures.to_dict()` against PyTorch, where it could be measured."""
+    """`ParityMetrics.to_dict()` against PyTorch, if it was measured."""
     signature: dict[str, list[dict[str, Any]]]
     tokenizer: dict[str, Any]
     preprocessing: dict[str, Any]
@@ -81,7 +82,7 @@ class Sidecar:
         batch: Sequence[int] | None = None,
         parity: dict[str, Any] | None = None,
     ) -> Sidecar:
-        """A sidecar whose config, signature, tokenizer and preprocessing are those of `config`."""
+        """A sidecar with the signature, tokenizer and preprocessing of `config`."""
         signature = signature_of(config)
         return cls(
             kind=kind,
@@ -113,68 +114,79 @@ class Sidecar:
         )  # fmt: skip
 
     def write(self, model_path: str | Path) -> Path:
-        """Write beside `model_path`, atomically; the sidecar's path is returned."""
+        """Write the sidecar of `model_path` atomically; returns the sidecar's path."""
         path = sidecar_path(model_path)
         write_json(path, dataclasses.asdict(self))
         return path
 
     @classmethod
     def read(cls, model_path: str | Path) -> Sidecar:
-        """The sidecar of `model_path`; `UserError` when it is missing, malformed or of another version."""
+        """The sidecar of `model_path`; `UserError` if it is missing, invalid or of another format version."""
         model_path = Path(model_path)
         path = sidecar_path(model_path)
-        again = f"make {model_path.name} again with: {_command(model_path)}"
+        remedy = f"rebuild {model_path.name} with: {_command(model_path)}"
         if not path.exists():
-            raise UserError(f"{path} is missing; keep it beside {model_path.name}, or {again}")
+            raise UserError(f"{path} is missing; copy it along with {model_path.name}, or {remedy}")
         require_file(path, "sidecar")
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"sidecar {path} is no JSON ({error}); {again}") from error
+            text = path.read_bytes()
         except OSError as error:
             raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-        if not isinstance(values, dict) or "format_version" not in values:
-            raise UserError(f"{path} is no sidecar of tfanet; {again}")
-        if values["format_version"] != FORMAT_VERSION:
+        what = f"sidecar {path}"
+        version = from_json(dict[str, Any], text, what, remedy).get("format_version")
+        if version is None:
+            raise UserError(f"{path} is not a sidecar of tfanet; {remedy}")
+        if version != FORMAT_VERSION:
             raise UserError(
-                f"sidecar {path} has format version {values['format_version']}, this tfanet reads "
-                f"{FORMAT_VERSION}; install the tfanet that wrote it, or {again}"
+                f"{what} has format version {version}, this tfanet reads {FORMAT_VERSION}; install the "
+                f"tfanet that wrote it, or {remedy}"
             )
-        if problem := _problem(values):
-            raise UserError(f"sidecar {path} is malformed: {problem}; {again}")
-        sidecar = cls(**values)
+        sidecar = from_json(cls, text, what, remedy)
+        if field := sidecar._invalid_field():
+            raise UserError(f"{what} is invalid: {field}: {getattr(sidecar, field)}; {remedy}")
         sidecar.model_config()
         return sidecar
 
+    def _invalid_field(self) -> str | None:
+        """The first field whose value is invalid although its type is right, or None."""
+        batch, capabilities = self.batch, self.compute_capabilities
+        if batch is not None and not (len(batch) == 3 and 1 <= batch[0] <= batch[1] <= batch[2]):
+            return "batch"
+        if capabilities is not None and not (
+            capabilities and all(re.fullmatch(r"\d+\.\d\+?", entry) for entry in capabilities)
+        ):
+            return "compute_capabilities"
+        return None
+
     def check_file(self, model_path: str | Path) -> None:
-        """Raise `UserError` unless `model_path` is, byte for byte, the file this sidecar was written for."""
+        """Raise `UserError` unless `model_path` has the hash in this sidecar."""
         path = require_file(model_path, self.kind)
         self.check_digest(path, model_sha256(path))
 
     def check_digest(self, path: Path, digest: str) -> None:
-        """The same for the SHA-256 of what was read from `path`."""
+        """Raise `UserError` unless `digest`, the SHA-256 of `path`, is the hash in this sidecar."""
         if digest != self.file_sha256:
-            raise UserError(f"{path} is truncated or altered, not the file of its sidecar; {self.remedy}")
+            raise UserError(f"{path} is truncated or altered, its sidecar has another hash; {self.remedy}")
 
     def model_config(self) -> TFANetConfig:
-        """The model's config; `UserError` when this version of tfanet does not know its fields."""
+        """The model's config; `UserError` if this version of tfanet does not have its fields."""
         return TFANetConfig.from_dict(self.config)
 
     @property
     def remedy(self) -> str:
-        """What to do when the file cannot be used as it is."""
-        return f"make it again with: {self.rebuild}"
+        """What to do if the file cannot be used."""
+        return f"rebuild it with: {self.rebuild}"
 
 
 def model_sha256(path: str | Path) -> str:
-    """Hex SHA-256 of a model file, and of its external weights after it where there are some."""
+    """Hex SHA-256 of a model file, including its external weights if there are any."""
     weights = external_data_path(path)
-    own = sha256(path)
-    return hashlib.sha256(f"{own} {sha256(weights)}".encode()).hexdigest() if weights.exists() else own
+    digest = sha256(path)
+    return hashlib.sha256(f"{digest} {sha256(weights)}".encode()).hexdigest() if weights.exists() else digest
 
 
 def external_data_path(model_path: str | Path) -> Path:
-    """`model.onnx` -> `model.onnx.data`, where weights lie that a file of 2 GB cannot hold."""
+    """`model.onnx` -> `model.onnx.data`: the weights of a model above the ONNX limit of 2 GB."""
     model_path = Path(model_path)
     return model_path.with_name(model_path.name + ".data")
 
@@ -186,38 +198,11 @@ def sidecar_path(model_path: str | Path) -> Path:
 
 
 def _command(model_path: Path) -> str:
-    """What makes a file whose sidecar, and with it the command that made it, is lost."""
+    """A command that builds a file whose sidecar, with the original command, is lost."""
     kind = "trt" if model_path.suffix == ".plan" else "onnx"
     return f"tfanet-export {kind} --checkpoint MODEL.safetensors --out {shlex.quote(str(model_path))}"
 
 
 def _plain(value: Any) -> Any:
-    """`value` as JSON would give it back, tuples as lists."""
+    """`value` after a round trip through JSON: tuples become lists."""
     return json.loads(json.dumps(value))
-
-
-def _problem(values: dict[str, Any]) -> str | None:
-    """What is wrong with the fields of a sidecar, or None."""
-    hints = typing.get_type_hints(Sidecar)
-    missing, unknown = sorted(hints.keys() - values.keys()), sorted(values.keys() - hints.keys())
-    if missing or unknown:
-        return f"missing fields {missing}, unknown fields {unknown}"
-    wrong = [name for name, hint in hints.items() if not _fits(values[name], hint)]
-    if not wrong and (batch := values["batch"]) is not None:
-        wrong = [] if len(batch) == 3 and 1 <= batch[0] <= batch[1] <= batch[2] else ["batch"]
-    if not wrong and (wanted := values["compute_capabilities"]) is not None:
-        well_formed = wanted and all(re.fullmatch(r"\d+\.\d\+?", entry) for entry in wanted)
-        wrong = [] if well_formed else ["compute_capabilities"]
-    return f"wrong values in {wrong}" if wrong else None
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    origin = typing.get_origin(hint)
-    if origin is Literal:
-        return value in typing.get_args(hint)
-    if origin is types.UnionType:
-        return any(_fits(value, part) for part in typing.get_args(hint))
-    if origin is list:
-        (item,) = typing.get_args(hint)
-        return type(value) is list and all(_fits(part, item) for part in value)
-    return type(value) is (origin or hint)

@@ -13,18 +13,18 @@ RTX_CAPABILITIES: dict[str, tuple[str, ...]] = {
     "12.0": ("rtx5050", "rtx5060", "rtx5070", "rtx5080", "rtx5090"),
     "12.1": ("gb10",),
 }
-"""What TensorRT-RTX builds this model for, with the best known GPUs of each.
+"""Compute capabilities that TensorRT-RTX builds this model for, with well-known GPUs of each.
 
-7.5 (Turing) is left out: TensorRT-RTX has no FP32 matrix products there, and the sums of the linear attention
-are FP32 even in the FP16 model.
+Not 7.5 (Turing): TensorRT-RTX has no FP32 matrix products for it, and the sums of the linear attention are
+FP32 even in the FP16 model.
 """
 
 
 def compute_capability(target: str) -> str:
-    """`rtx4090`, `RTX 4080 SUPER`, `sm89` or `8.9` -> `8.9`; `UserError` lists what is known otherwise."""
+    """`rtx4090`, `RTX 4080 SUPER`, `sm89` or `8.9` -> `8.9`; `UserError` for an unknown GPU."""
     name = target.lower()
-    for noise in (" ", "-", "_", "nvidia", "geforce", "super", "laptop"):
-        name = name.replace(noise, "")
+    for word in (" ", "-", "_", "nvidia", "geforce", "super", "laptop"):
+        name = name.replace(word, "")
     plain = name.removesuffix("ti")
     for capability, gpus in RTX_CAPABILITIES.items():
         if plain in gpus or name in (capability, sm(capability)):
@@ -34,27 +34,27 @@ def compute_capability(target: str) -> str:
 
 
 def compute_capabilities(targets: str) -> tuple[str, ...]:
-    """`rtx4090,sm120` -> `("8.9", "12.0")`, each once, in order; `UserError` as `compute_capability`."""
+    """`rtx4090,sm120` -> `("8.9", "12.0")`, without duplicates; `UserError` as `compute_capability`."""
     return tuple(dict.fromkeys(compute_capability(name.strip()) for name in targets.split(",")))
 
 
 def capability_here() -> str:
-    """The compute capability of this machine's GPU; `UserError` without one."""
+    """The compute capability of this machine's GPU; `UserError` if there is none."""
     import torch
 
     if not torch.cuda.is_available():
-        raise UserError("there is no NVIDIA GPU here; name the GPU to build for with --target")
+        raise UserError("this machine has no NVIDIA GPU; name the GPU to build for with --target")
     return "{}.{}".format(*torch.cuda.get_device_capability())
 
 
-def fits(capability: str, wanted: Iterable[str]) -> bool:
-    """Whether a plan for `wanted` runs on a GPU of `capability`, `8.9` for one.
+def fits(capability: str, targets: Iterable[str]) -> bool:
+    """Whether a plan for `targets` runs on a GPU of compute capability `capability`, e.g. `8.9`.
 
-    Each of `wanted` is a capability, `8.9`, or that and every newer one, `8.0+`.
+    A target is a compute capability, `8.9`, or that and every later one, `8.0+`.
     """
     here = _numbers(capability)
     return any(
-        here >= _numbers(entry[:-1]) if entry.endswith("+") else here == _numbers(entry) for entry in wanted
+        here >= _numbers(entry[:-1]) if entry.endswith("+") else here == _numbers(entry) for entry in targets
     )
 
 

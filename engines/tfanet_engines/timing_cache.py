@@ -1,7 +1,7 @@
-"""The times of TensorRT's kernels, kept from build to build in the user's cache folder.
+"""TensorRT's timing cache, kept between builds in the user's cache folder.
 
-One file a version and GPU, for TensorRT takes no other. What is kept there may be lost at any time: a build
-without it is as good, and slower.
+One file per version and GPU, as TensorRT requires. The files may be deleted at any time: a build without one
+is slower but not different.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from filelock import FileLock, Timeout
 import tfanet
 from tfanet.errors import UserError
 from tfanet.files import atomic_path
-from tfanet_engines.private import private_folder
+from tfanet_engines.permissions import private_folder
 
 
 def path_of(version: str, capability: str) -> Path:
-    """Where the times of this version on the GPU of this machine are kept."""
+    """Path of the timing cache for a version and this machine's GPU."""
     import torch
     from platformdirs import user_cache_path
 
@@ -30,23 +30,23 @@ def path_of(version: str, capability: str) -> Path:
 
 
 def _kernels() -> str:
-    """Our kernels in eight letters: TensorRT takes the times of a plugin for those of its next version."""
+    """Eight hex digits of our kernels' hash: TensorRT would reuse timings of a plugin's earlier version."""
     sources = sorted(Path(tfanet.__file__).with_name("ops").glob("*_triton.py"))
     return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:8]
 
 
 def load(config: Any, version: str, capability: str) -> None:
-    """Give `config` the times that are kept, or none."""
+    """Set the saved timing cache in `config`, or an empty one."""
     path = path_of(version, capability)
-    kept = path.read_bytes() if path.is_file() else b""
-    if not config.set_timing_cache(config.create_timing_cache(kept), False):
+    saved = path.read_bytes() if path.is_file() else b""
+    if not config.set_timing_cache(config.create_timing_cache(saved), False):
         config.set_timing_cache(config.create_timing_cache(b""), False)
 
 
 def save(config: Any, version: str, capability: str) -> str:
-    """Keep the times of a finished build together with those that other builds kept meanwhile.
+    """Save the timings of a finished build, combined with those that other builds have saved meanwhile.
 
-    Where they cannot be kept, the answer says why, for the plan is none the worse; else it is empty.
+    Returns a warning if that fails, else an empty string; the plan is not affected.
     """
     path, cache = path_of(version, capability), config.get_timing_cache()
     try:
@@ -57,5 +57,5 @@ def save(config: Any, version: str, capability: str) -> str:
             with atomic_path(path) as temporary:
                 temporary.write_bytes(bytes(cache.serialize()))
     except (OSError, UserError, Timeout) as error:
-        return f"kernels' times were not kept: {error}"
+        return f"kernel timings were not saved: {error}"
     return ""

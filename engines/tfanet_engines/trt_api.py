@@ -1,4 +1,4 @@
-"""What TensorRT and TensorRT-RTX share in Python; the module itself is a parameter, called `trt`."""
+"""What the Python modules of TensorRT and TensorRT-RTX have in common; a parameter `trt` is either module."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ INSTALL: dict[Backend, str] = {
 
 
 def load_backend(backend: str) -> tuple[Backend, ModuleType]:
-    """The name and Python module of `auto`, `tensorrt-rtx` or `tensorrt`; auto prefers TensorRT-RTX.
+    """The name and Python module of `auto`, `tensorrt-rtx` or `tensorrt`; `auto` prefers TensorRT-RTX.
 
-    Raises `UserError` when it is unknown or not installed.
+    Raises `UserError` if it is unknown or not installed.
     """
     name = find_backend(backend)
     return name, _import(name)
 
 
 def find_backend(backend: str) -> Backend:
-    """The first installed of those that `backend` allows, without importing it; raises as `load_backend`."""
+    """As `load_backend`, without importing the module."""
     if backend not in ("auto", *MODULES):
         raise UserError(f"unknown backend {backend!r}; give auto, {' or '.join(MODULES)}")
-    wanted: list[Backend] = [name for name in MODULES if backend in ("auto", name)]
-    for name in wanted:
+    allowed: list[Backend] = [name for name in MODULES if backend in ("auto", name)]
+    for name in allowed:
         if importlib.util.find_spec(MODULES[name]):
             return name
-    advice = " or ".join(INSTALL[name] for name in wanted)
-    raise UserError(f"{' and '.join(wanted)} cannot be imported; install with: {advice}")
+    advice = " or ".join(INSTALL[name] for name in allowed)
+    raise UserError(f"{' and '.join(allowed)} is not installed; install with: {advice}")
 
 
 def _import(name: Backend) -> ModuleType:
@@ -46,7 +46,7 @@ def _import(name: Backend) -> ModuleType:
 
 
 def make_logger(trt: ModuleType) -> Any:
-    """A `trt.ILogger` that prints nothing and keeps errors in its list `errors`."""
+    """A `trt.ILogger` that prints nothing and collects errors in its list `errors`."""
 
     class Logger(trt.ILogger):
         def __init__(self) -> None:
@@ -54,7 +54,7 @@ def make_logger(trt: ModuleType) -> Any:
             self.errors: list[str] = []
 
         def log(self, severity: Any, message: str) -> None:
-            # Without a driver every error is followed by one about CUDA, which explains nothing.
+            # Without a driver every error is followed by one about CUDA.
             if severity <= trt.ILogger.Severity.ERROR and "catchCudaError" not in message:
                 self.errors.append(message)
 
@@ -62,10 +62,10 @@ def make_logger(trt: ModuleType) -> Any:
 
 
 def parser_errors(parser: Any) -> list[str]:
-    """The ONNX parser's errors in full, each with its node."""
-    found = []
+    """The ONNX parser's errors, each with its node."""
+    messages = []
     for index in range(parser.num_errors):
         error = parser.get_error(index)
         text = " ".join(line for line in error.desc().splitlines() if "catchCudaError" not in line)
-        found.append(f"{error.node_operator() or 'model'} {error.node_name()!r}: {text}")
-    return found
+        messages.append(f"{error.node_operator() or 'model'} {error.node_name()!r}: {text}")
+    return messages

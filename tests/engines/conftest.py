@@ -1,16 +1,14 @@
-"""A network of a few nodes with the deployed signature, small enough to build a plan from in a moment."""
+"""A network of a few nodes with the deployed signature, which is built in a moment."""
 
 from __future__ import annotations
-
-import dataclasses
 
 import numpy as np
 import onnx
 import pytest
+from fakes.tensorrt import random_pairs
 from onnx import TensorProto, helper, numpy_helper
-from played import write_sidecar
+from small_engines import CONFIG, write_sidecar
 
-from tfanet.config import PRESETS
 from tfanet.files import sha256
 from tfanet_engines import trust
 from tfanet_engines.onnx_file import CONFIG_KEY, WEIGHTS_KEY
@@ -18,12 +16,12 @@ from tfanet_engines.onnx_file import CONFIG_KEY, WEIGHTS_KEY
 
 @pytest.fixture(scope="session")
 def small_config():
-    return dataclasses.replace(PRESETS["tiny"], image_size=32, token_length=5)
+    return CONFIG
 
 
 @pytest.fixture
 def small_onnx(small_config):
-    """A function that writes mask_logits = mean over RGB of the image + sum of the tokens, as `path`."""
+    """A function that writes an ONNX file that computes `fakes.tensorrt.expected_logits`."""
 
     def write(path, *, half=False, nodes=None, metadata=True):
         small = TensorProto.FLOAT16 if half else TensorProto.FLOAT
@@ -70,15 +68,12 @@ def onnx_file(tmp_path, small_onnx):
 @pytest.fixture
 def pairs(small_config):
     """Images uint8 [2, S, S, 3], tokens int64 [2, L] and the logits that `small_onnx` has for them."""
-    rng = np.random.default_rng(1)
-    images = rng.integers(0, 256, (2, small_config.image_size, small_config.image_size, 3)).astype(np.uint8)
-    tokens = rng.integers(0, 100, (2, small_config.token_length)).astype(np.int64)
-    return images, tokens, images.mean(-1) + tokens.sum(1)[:, None, None]
+    return random_pairs(2, small_config, seed=1)
 
 
 @pytest.fixture
 def plan(tmp_path, small_config):
-    """A file that is no plan, with the sidecar of one; noted as built by this user."""
+    """A file with the sidecar of a plan, in this user's list of built plans; only a fake can open it."""
     path = tmp_path / "model.plan"
     path.write_bytes(b"vtrt" * 100)
     write_sidecar(path, small_config)

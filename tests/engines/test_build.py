@@ -1,4 +1,4 @@
-"""Plans built without a GPU, the proof of their precision, and everything that must stop a build."""
+"""Plans built without a GPU, the proof of their precision, and builds that must fail."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper
+from small_engines import write_sidecar
 
 import tfanet
 from tfanet.blocks import blocks_of
@@ -26,12 +27,12 @@ from tfanet_engines.targets import RTX_CAPABILITIES, compute_capability, fits
 pytest.importorskip("tensorrt_rtx")
 
 
-def left_behind(folder):
+def plan_files(folder):
     return sorted(path.name for path in folder.iterdir() if "plan" in path.name)
 
 
 @pytest.mark.parametrize("half", [False, True], ids=["fp32", "fp16"])
-def test_a_plan_and_what_is_said_of_it(tmp_path, small_onnx, small_config, half):
+def test_a_plan_and_its_report(tmp_path, small_onnx, small_config, half):
     source = small_onnx(tmp_path / "model.onnx", half=half)
     report = build_plan(source, tmp_path / "model.plan", BuildOptions(batch=(1, 2, 4)))
     assert report.plan.read_bytes().startswith(b"vtrt")
@@ -70,73 +71,65 @@ def test_one_plan_for_several_gpus(tmp_path, onnx_file):
 
 
 @pytest.mark.usefixtures("in_process")
-def test_the_builders_error_is_shown_in_full(tmp_path, onnx_file, monkeypatch):
-    """Turing, which the list of targets leaves out for this very reason."""
+def test_the_builders_error_is_in_the_message(tmp_path, onnx_file, monkeypatch):
+    """Turing, which is not in the list of targets for this reason."""
     monkeypatch.setitem(RTX_CAPABILITIES, "7.5", ())
     with pytest.raises(VerificationError, match=r"cannot build .*Turing.*FP32 GEMM is not supported"):
         build_plan(onnx_file, tmp_path / "model.plan", BuildOptions(target="sm75"))
-    assert left_behind(tmp_path) == []
+    assert plan_files(tmp_path) == []
 
 
-def test_the_onnx_files_sidecar_is_carried_on(tmp_path, onnx_file, small_config):
-    write_sidecar(onnx_file, small_config, "fp32")
+def test_the_sidecar_of_the_onnx_file_is_used(tmp_path, onnx_file):
+    write_sidecar(onnx_file, kind="onnx", precision="fp32", parity={"pairs": 3})
     sidecar = Sidecar.read(build_plan(onnx_file, tmp_path / "model.plan").plan)
     assert sidecar.weights_sha256 == "ab" * 32
     assert sidecar.proof["parity_of_the_onnx_file"] == {"pairs": 3}
 
 
-def write_sidecar(path, config, precision, digest=None):
-    Sidecar.of(
-        config, kind="onnx", weights_sha256="ab" * 32, precision=precision, proof={}, builder="torch.onnx",
-        builder_version="2.11", onnx_sha256=sha256(path), file_sha256=digest or sha256(path),
-        rebuild="tfanet-export onnx", cost={"seconds": 1.0}, parity={"pairs": 3},
-    ).write(path)  # fmt: skip
-
-
-def test_an_fp32_network_sold_as_fp16_is_refused(tmp_path, onnx_file, small_config):
-    write_sidecar(onnx_file, small_config, "fp16")
+def test_fp32_weights_with_an_fp16_sidecar_are_refused(tmp_path, onnx_file):
+    write_sidecar(onnx_file, kind="onnx", precision="fp16")
     with pytest.raises(VerificationError, match="fp32 by its weights, fp16 by its sidecar"):
         build_plan(onnx_file, tmp_path / "model.plan")
-    assert left_behind(tmp_path) == []
+    assert plan_files(tmp_path) == []
 
 
 @pytest.mark.usefixtures("in_process")
-def test_half_weights_that_the_network_lost_are_noticed(tmp_path, small_onnx, monkeypatch):
+def test_missing_fp16_weights_are_detected(tmp_path, small_onnx, monkeypatch):
     source = small_onnx(tmp_path / "model.onnx", half=True)
     monkeypatch.setattr(proof, "WEIGHT_HOLDERS", {})
-    with pytest.raises(VerificationError, match=r"is fp16, but 0.0% of the network's weights are half"):
+    with pytest.raises(VerificationError, match=r"is fp16, but 0.0% of the network's weights are FP16"):
         build_plan(source, tmp_path / "model.plan")
-    assert left_behind(tmp_path) == []
+    assert plan_files(tmp_path) == []
 
 
-KEPT = [
-    pytest.param(True, "decoder.score", None, "", id="hardly-any"),
-    pytest.param(False, "text.block1", 0.01, "", id="most-and-so-it-is"),
-    pytest.param(True, "text.block1", 0.6, r"leaves 60.0% .* but in the network 100.0% are", id="too-few"),
-    pytest.param(False, "text.block1", None, r"leaves 9.*% .* but in the network 0.0% are", id="too-many"),
+KEEP_FP32 = [
+    pytest.param(True, "decoder.score", None, "", id="few-blocks"),
+    pytest.param(False, "text.block1", 0.01, "", id="most-blocks"),
+    pytest.param(True, "text.block1", 0.6, r"so 60.0% .* but in the network 100.0% are", id="too-many-fp16"),
+    pytest.param(False, "text.block1", None, r"so 9.*% .* but in the network 0.0% are", id="too-few-fp16"),
 ]
 
 
 @pytest.mark.usefixtures("in_process")
-@pytest.mark.parametrize(("half", "kept", "expected", "refusal"), KEPT)
-def test_the_half_share_is_what_the_precision_file_leaves(
-    tmp_path, small_onnx, monkeypatch, half, kept, expected, refusal
+@pytest.mark.parametrize(("half", "keep", "expected", "message"), KEEP_FP32)
+def test_the_fp16_share_is_that_of_the_precision_file(
+    tmp_path, small_onnx, monkeypatch, half, keep, expected, message
 ):
     source = small_onnx(tmp_path / "model.onnx", half=half)
     model = onnx.load(source)
-    model.metadata_props.add(key=KEEP_FP32_KEY, value=kept)
+    model.metadata_props.add(key=KEEP_FP32_KEY, value=keep)
     onnx.save(model, source)
     if expected is not None:
         monkeypatch.setattr(build, "expected_half_share", lambda config, keep_fp32: expected)
-    if refusal:
-        with pytest.raises(VerificationError, match=refusal):
+    if message:
+        with pytest.raises(VerificationError, match=message):
             build_plan(source, tmp_path / "model.plan")
-        assert left_behind(tmp_path) == []
+        assert plan_files(tmp_path) == []
     else:
         assert build_plan(source, tmp_path / "model.plan").precision == "fp16"
 
 
-def test_the_share_that_kept_blocks_leave():
+def test_expected_half_share():
     config, model = PRESETS["tiny"], tfanet.build_model("tiny")
     kept = sum(p.numel() for p in blocks_of(model)["stage4.kps"].parameters())
     total = sum(p.numel() for p in model.parameters())
@@ -146,35 +139,35 @@ def test_the_share_that_kept_blocks_leave():
         expected_half_share(config, ["stage9.kps"])
 
 
-def test_a_plan_to_look_into_has_the_outputs_that_were_asked_for(tmp_path, onnx_file):
+def test_a_plan_with_extra_outputs_is_for_inspection_only(tmp_path, onnx_file):
     model = onnx.load(onnx_file)
     model.graph.output.append(helper.make_tensor_value_info("grey", TensorProto.FLOAT, ["batch", 32, 32]))
     onnx.save(model, onnx_file)
     for extra in ([], ["other"]):
         with pytest.raises(VerificationError, match="has bindings"):
             build_plan(onnx_file, tmp_path / "model.plan", extra_outputs=extra)
-    assert left_behind(tmp_path) == []
+    assert plan_files(tmp_path) == []
     report = build_plan(onnx_file, tmp_path / "model.plan", extra_outputs=["grey"])
     assert report.bindings[-1] == ("grey", "float32", (-1, 32, 32))
-    with pytest.raises(UserError, match="a plan to look into, not one to deploy"):
+    with pytest.raises(UserError, match="extra outputs for inspection"):
         open_engine(report.plan)
 
 
-def test_an_altered_onnx_file_is_refused(tmp_path, onnx_file, small_config):
-    write_sidecar(onnx_file, small_config, "fp32", digest="0" * 64)
+def test_an_altered_onnx_file_is_refused(tmp_path, onnx_file):
+    write_sidecar(onnx_file, kind="onnx", precision="fp32", file_sha256="0" * 64)
     with pytest.raises(UserError, match="truncated or altered"):
         build_plan(onnx_file, tmp_path / "model.plan")
 
 
-def test_the_parsers_error_is_shown_in_full(tmp_path, small_onnx):
+def test_the_parsers_error_is_in_the_message(tmp_path, small_onnx):
     node = helper.make_node("NoSuchOp", ["image", "tokens"], ["mask_logits"], name="odd_one", domain="acme")
     source = small_onnx(tmp_path / "model.onnx", nodes=[node])
     with pytest.raises(VerificationError, match=r"cannot parse .*NoSuchOp 'odd_one'.*Plugin not found"):
         build_plan(source, tmp_path / "model.plan")
-    assert left_behind(tmp_path) == []
+    assert plan_files(tmp_path) == []
 
 
-def test_other_bindings_than_promised_are_refused(tmp_path, small_onnx):
+def test_unexpected_bindings_are_refused(tmp_path, small_onnx):
     nodes = [
         helper.make_node("Cast", ["image"], ["x"], to=TensorProto.FLOAT),
         helper.make_node("MatMul", ["x", "weight"], ["mixed"]),
@@ -182,9 +175,9 @@ def test_other_bindings_than_promised_are_refused(tmp_path, small_onnx):
     ]
     source = small_onnx(tmp_path / "model.onnx", nodes=nodes)
     model = onnx.load(source)
-    model.graph.input[0].name = model.graph.node[0].input[0] = "picture"
+    model.graph.input[0].name = model.graph.node[0].input[0] = "photo"
     onnx.save(model, source)
-    with pytest.raises(VerificationError, match=r"has bindings.*picture"):
+    with pytest.raises(VerificationError, match=r"has bindings.*photo"):
         build_plan(source, tmp_path / "model.plan")
 
 
@@ -203,8 +196,8 @@ def strip_metadata(path):
 
 
 BAD_FILES = [
-    pytest.param(damaged("truncated"), "truncated or no ONNX", id="truncated"),
-    pytest.param(damaged("text"), "no ONNX file", id="text"),
+    pytest.param(damaged("truncated"), "truncated or not an ONNX", id="truncated"),
+    pytest.param(damaged("text"), "not an ONNX file", id="text"),
     pytest.param(damaged("empty"), "is empty", id="empty"),
     pytest.param(lambda path: path.unlink(), "does not exist", id="missing"),
     pytest.param(strip_metadata, "not exported by tfanet", id="foreign"),
@@ -212,16 +205,16 @@ BAD_FILES = [
 
 
 @pytest.mark.parametrize(("spoil", "message"), BAD_FILES)
-def test_files_that_cannot_be_built(tmp_path, onnx_file, spoil, message):
+def test_invalid_onnx_files_are_refused(tmp_path, onnx_file, spoil, message):
     spoil(onnx_file)
     with pytest.raises(UserError, match=message):
         build_plan(onnx_file, tmp_path / "model.plan")
-    assert left_behind(tmp_path) == []
+    assert plan_files(tmp_path) == []
 
 
 BAD_ARGUMENTS = [
     pytest.param({"target": "rtx4099"}, "rtx4099.*rtx4090", id="unknown-gpu"),
-    pytest.param({"target": "rtx4090,"}, "unknown target GPU ''", id="nameless-gpu"),
+    pytest.param({"target": "rtx4090,"}, "unknown target GPU ''", id="empty-name"),
     pytest.param({"target": "sm90"}, "sm89", id="hopper"),
     pytest.param({"batch": (0, 1, 8)}, "batch must be", id="empty-batch"),
     pytest.param({"batch": (2, 1, 8)}, "batch must be", id="batch-out-of-order"),
@@ -243,7 +236,7 @@ def test_an_unknown_backend_is_refused(tmp_path, onnx_file):
         build_plan(onnx_file, tmp_path / "model.plan", backend="openvino")
 
 
-RTX_LACKS = [
+RTX_UNSUPPORTED = [
     ({"hardware_compat": "ampere_plus"}, "no --hardware-compat: give --target a list"),
     ({"version_compat": True}, "no --version-compat"),
     ({"opt_level": 3}, "no --opt-level"),
@@ -252,23 +245,23 @@ RTX_LACKS = [
 ]
 
 
-@pytest.mark.parametrize(("given", "message"), RTX_LACKS)
-def test_what_the_library_lacks_is_refused_and_not_ignored(tmp_path, onnx_file, given, message):
+@pytest.mark.parametrize(("given", "message"), RTX_UNSUPPORTED)
+def test_unsupported_options_are_refused(tmp_path, onnx_file, given, message):
     with pytest.raises(UserError, match=message):
         build_plan(onnx_file, tmp_path / "model.plan", BuildOptions(**given), backend="tensorrt-rtx")
 
 
-def test_kernels_of_one_gpu_are_not_put_into_a_plan_for_others():
+def test_plugins_are_refused_in_a_hardware_compatible_plan():
     options = BuildOptions(hardware_compat="ampere_plus")
     with pytest.raises(UserError, match="goes with --no-plugins"):
         options.require("tensorrt")
     dataclasses.replace(options, plugins=False).require("tensorrt")
 
 
-def test_the_gpu_of_this_machine(tmp_path, onnx_file, monkeypatch):
+def test_the_target_current_is_the_gpu_of_this_machine(tmp_path, onnx_file, monkeypatch):
     current = BuildOptions(target="current")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(UserError, match="no NVIDIA GPU here; name the GPU"):
+    with pytest.raises(UserError, match="no NVIDIA GPU; name the GPU"):
         build_plan(onnx_file, tmp_path / "model.plan", current)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (12, 0))
@@ -279,7 +272,7 @@ def test_the_gpu_of_this_machine(tmp_path, onnx_file, monkeypatch):
         build_plan(onnx_file, tmp_path / "model.plan", current)
 
 
-def test_a_backend_that_is_not_installed_says_how_to_install_it(tmp_path, onnx_file, monkeypatch):
+def test_a_missing_backend_is_an_error_with_its_install_command(tmp_path, onnx_file, monkeypatch):
     monkeypatch.setitem(trt_api.MODULES, "tensorrt", "no_such_module")
     with pytest.raises(UserError, match=r"pip install \"tfanet\[tensorrt\]\""):
         build_plan(onnx_file, tmp_path / "model.plan", backend="tensorrt")
@@ -287,11 +280,11 @@ def test_a_backend_that_is_not_installed_says_how_to_install_it(tmp_path, onnx_f
 
 @pytest.fixture
 def in_process(monkeypatch):
-    """Builds in this process, where parts of them can be replaced."""
+    """Build in this process, where functions can be monkeypatched."""
 
     def run(request, plan, progress):
-        found, built = builder.build(request, progress)
-        plan.write_bytes(found)
+        plan_bytes, built = builder.build(request, progress)
+        plan.write_bytes(plan_bytes)
         return built, 0
 
     monkeypatch.setattr(builder_process, "run", run)
@@ -299,7 +292,7 @@ def in_process(monkeypatch):
 
 @pytest.fixture
 def rtx_as_tensorrt(monkeypatch, in_process):
-    """TensorRT-RTX, which has no plugins, stands in for TensorRT."""
+    """TensorRT-RTX, which supports no plugins of ours, in place of TensorRT."""
     monkeypatch.setitem(trt_api.MODULES, "tensorrt", "tensorrt_rtx")
     monkeypatch.setattr(builder, "register_all", lambda capability: [])
     monkeypatch.setattr(timing_cache, "load", lambda config, version, capability: None)
@@ -315,29 +308,29 @@ def _as_rtx(configure, trt, builder, request):
 
 
 @pytest.mark.usefixtures("rtx_as_tensorrt")
-def test_tensorrt_is_given_the_bodies_made_of_plugins(tmp_path, exported):
+def test_tensorrt_parses_plugins_in_the_function_bodies(tmp_path, exported_fp16):
     with pytest.raises(VerificationError, match=r"cannot parse .*: CrossScanChunks .*Plugin not found"):
-        build_plan(exported["fp16"].path, tmp_path / "model.plan", backend="tensorrt")
+        build_plan(exported_fp16.path, tmp_path / "model.plan", backend="tensorrt")
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.usefixtures("rtx_as_tensorrt")
 @pytest.mark.parametrize("external", [False, True], ids=["one-file", "weights-in-another"])
-def test_tensorrt_without_its_plugins_is_refused(tmp_path, exported, monkeypatch, external):
-    """Where its parser took the bodies; by then it has read the weights."""
+def test_nodes_that_did_not_become_plugins_are_refused(tmp_path, exported_fp16, monkeypatch, external):
+    """The parser uses the plain function bodies here, and has read the weights when that is detected."""
     monkeypatch.setattr("tfanet_engines.onnx_file.use_plugin_bodies", lambda proto: None)
     source = tmp_path / "model.onnx"
     onnx.save(
-        onnx.load(exported["fp16"].path), source, save_as_external_data=external, location="model.onnx.data"
+        onnx.load(exported_fp16.path), source, save_as_external_data=external, location="model.onnx.data"
     )
     with pytest.raises(VerificationError, match=r"the function body instead of the plugin for (\d+) of \1 "):
         build_plan(source, tmp_path / "model.plan", backend="tensorrt")
     assert source.with_name("model.onnx.data").exists() == external
-    assert left_behind(tmp_path) == []
+    assert plan_files(tmp_path) == []
 
 
-def test_every_kernel_of_a_node_is_a_plugin_layer(exported):
-    path = exported["fp16"].path
+def test_every_kernel_of_a_node_is_a_plugin_layer(exported_fp16):
+    path = exported_fp16.path
     nodes = [node.op_type for node in onnx.load(path).graph.node if node.domain == "tfanet"]
     layers = read_onnx(path).plugin_layers
     assert "CrossSelectiveScan" in nodes
@@ -345,7 +338,7 @@ def test_every_kernel_of_a_node_is_a_plugin_layer(exported):
 
 
 @pytest.mark.usefixtures("rtx_as_tensorrt")
-def test_tensorrt_takes_files_without_our_nodes(tmp_path, onnx_file):
+def test_tensorrt_builds_files_without_our_nodes(tmp_path, onnx_file):
     assert build_plan(onnx_file, tmp_path / "model.plan", backend="tensorrt").plugin_layers == 0
 
 
@@ -367,12 +360,12 @@ def test_progress_names_the_phases_on_stderr(tmp_path, onnx_file, capfd, monkeyp
         ("8.9", "8.9"),
     ],
 )
-def test_names_of_gpus(name, capability):
+def test_gpu_names(name, capability):
     assert compute_capability(name) == capability
 
 
 @pytest.mark.parametrize(
-    ("capability", "wanted", "runs"),
+    ("capability", "targets", "runs"),
     [
         ("8.9", ["8.9"], True),
         ("8.9", ["8.6", "8.9"], True),
@@ -383,11 +376,11 @@ def test_names_of_gpus(name, capability):
         ("8.0", ["8.0+"], True),
     ],
 )
-def test_which_gpus_a_plan_is_for(capability, wanted, runs):
-    assert fits(capability, wanted) is runs
+def test_gpus_that_run_a_plan(capability, targets, runs):
+    assert fits(capability, targets) is runs
 
 
-def test_every_capability_is_one_of_the_builders():
+def test_every_capability_is_supported_by_tensorrt_rtx():
     import tensorrt_rtx
 
     known = {f"sm{capability.replace('.', '')}".upper() for capability in RTX_CAPABILITIES}
@@ -395,6 +388,6 @@ def test_every_capability_is_one_of_the_builders():
 
 
 def test_an_onnx_file_is_described(onnx_file, small_config):
-    found = read_onnx(onnx_file)
-    assert (found.config, found.precision, found.sidecar) == (small_config, "fp32", None)
+    file = read_onnx(onnx_file)
+    assert (file.config, file.precision, file.sidecar) == (small_config, "fp32", None)
     assert not sidecar_path(onnx_file).exists()

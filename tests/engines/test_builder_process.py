@@ -1,4 +1,4 @@
-"""The builder's own process: what it answers, how it may end, and that nothing of it stays."""
+"""The builder's subprocess: its result, how it may end, and that it leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ pytest.importorskip("tensorrt_rtx")
 PATIENCE = 60
 
 
-def left_behind(folder):
+def plan_files(folder):
     return sorted(path.name for path in folder.iterdir() if "plan" in path.name)
 
 
 @pytest.fixture
-def child(monkeypatch, tmp_path):
-    """Have the child run this Python first."""
+def subprocess_runs(monkeypatch, tmp_path):
+    """A function that makes the subprocess run Python code first."""
 
     def write(code):
         folder = tmp_path / "first"
@@ -42,22 +42,22 @@ ENDS = [
     pytest.param("import os; os.kill(os.getpid(), 9)", "SIGKILL; was there too little memory", id="killed"),
     pytest.param("import os; os._exit(3)", "exit code 3 and without a result", id="quiet"),
     pytest.param(
-        "import os, sys; os.write(2, b'out of luck'); os._exit(1)", "result: out of luck", id="error-output"
+        "import os, sys; os.write(2, b'bad luck'); os._exit(1)", "result: bad luck", id="error-output"
     ),
 ]
 
 
 @pytest.mark.parametrize(("code", "message"), ENDS)
-def test_a_child_that_ends_is_one_line(tmp_path, onnx_file, child, code, message):
-    child(code)
+def test_a_subprocess_that_dies_is_one_line(tmp_path, onnx_file, subprocess_runs, code, message):
+    subprocess_runs(code)
     with pytest.raises(VerificationError, match=message) as caught:
         build_plan(onnx_file, tmp_path / "model.plan")
     assert "\n" not in str(caught.value)
-    assert left_behind(tmp_path) == []
+    assert plan_files(tmp_path) == []
 
 
-def test_a_crash_in_the_middle_of_the_build_is_one_line(tmp_path, onnx_file, child):
-    child("""
+def test_a_crash_in_the_middle_of_the_build_is_one_line(tmp_path, onnx_file, subprocess_runs):
+    subprocess_runs("""
         import os, threading
         from tfanet_engines import builder
         def build(request, progress):
@@ -67,18 +67,18 @@ def test_a_crash_in_the_middle_of_the_build_is_one_line(tmp_path, onnx_file, chi
     """)
     with pytest.raises(VerificationError, match="was ended by SIGABRT"):
         build_plan(onnx_file, tmp_path / "model.plan", progress=True)
-    assert left_behind(tmp_path) == []
+    assert plan_files(tmp_path) == []
 
 
-def test_a_process_that_does_not_start(tmp_path, onnx_file, monkeypatch):
+def test_a_subprocess_that_does_not_start(tmp_path, onnx_file, monkeypatch):
     monkeypatch.setattr(sys, "executable", str(tmp_path / "no-such-python"))
     with pytest.raises(VerificationError, match=r"does not start: .*No such file"):
         build_plan(onnx_file, tmp_path / "model.plan")
-    assert left_behind(tmp_path) == []
+    assert plan_files(tmp_path) == []
 
 
-def test_a_full_disk_is_one_line(tmp_path, onnx_file, child):
-    child("""
+def test_a_full_disk_is_one_line(tmp_path, onnx_file, subprocess_runs):
+    subprocess_runs("""
         import pathlib
         def full(path, data):
             raise OSError(28, "No space left on device")
@@ -86,11 +86,11 @@ def test_a_full_disk_is_one_line(tmp_path, onnx_file, child):
     """)
     with pytest.raises(UserError, match=r"cannot write .*: No space left on device"):
         build_plan(onnx_file, tmp_path / "model.plan")
-    assert left_behind(tmp_path) == []
+    assert plan_files(tmp_path) == []
 
 
-def test_what_libraries_print_is_no_answer(tmp_path, onnx_file, child, capfd):
-    child("""
+def test_output_of_libraries_is_ignored(tmp_path, onnx_file, subprocess_runs, capfd):
+    subprocess_runs("""
         import os
         from tfanet_engines import builder
         build = builder.build
@@ -118,7 +118,7 @@ import os, pathlib, time
 from tfanet_engines import builder
 def build(request, progress):
     progress("endless", 1, 2)
-    (pathlib.Path(__file__).parent / "child").write_text(str(os.getpid()))
+    (pathlib.Path(__file__).parent / "process-id").write_text(str(os.getpid()))
     time.sleep(600)
 builder.build = build
 """
@@ -126,7 +126,7 @@ builder.build = build
 
 @pytest.fixture
 def endless(tmp_path, onnx_file):
-    """A command that builds without end, and the number of its builder's process."""
+    """A command that builds forever, and the process id of its builder."""
     folder = tmp_path / "first"
     folder.mkdir()
     (folder / "sitecustomize.py").write_text(FOREVER)
@@ -136,9 +136,9 @@ def endless(tmp_path, onnx_file):
         stderr=subprocess.PIPE, text=True, start_new_session=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )  # fmt: skip
-    found = folder / "child"
-    wait_until(lambda: (found.exists() and found.read_text()) or command.poll() is not None)
-    yield command, int(found.read_text())
+    file = folder / "process-id"
+    wait_until(lambda: (file.exists() and file.read_text()) or command.poll() is not None)
+    yield command, int(file.read_text())
     command.kill()
     command.wait()
 
@@ -146,7 +146,7 @@ def endless(tmp_path, onnx_file):
 def wait_until(condition):
     end = time.monotonic() + PATIENCE
     while not condition():
-        assert time.monotonic() < end, "waited in vain"
+        assert time.monotonic() < end, "timed out"
         time.sleep(0.05)
 
 
@@ -161,19 +161,19 @@ def alive(number):
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="processes are looked up in /proc")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda n: n.name)
-def test_the_child_ends_with_its_parent(tmp_path, endless, number):
-    command, child = endless
-    assert alive(child)
+def test_the_subprocess_ends_with_its_parent(tmp_path, endless, number):
+    command, process_id = endless
+    assert alive(process_id)
     command.send_signal(number)
     command.communicate(timeout=PATIENCE)
-    wait_until(lambda: not alive(child))
+    wait_until(lambda: not alive(process_id))
     assert command.returncode != 0
     assert not (tmp_path / "model.plan").exists()
     if number == signal.SIGINT:
-        assert left_behind(tmp_path) == []
+        assert plan_files(tmp_path) == []
 
 
-def test_the_request_and_the_answer_survive_the_pipe(tmp_path, onnx_file):
+def test_request_and_result_are_pickled(tmp_path, onnx_file):
     from tfanet_engines import builder
     from tfanet_engines.options import BuildOptions
 
@@ -182,8 +182,8 @@ def test_the_request_and_the_answer_survive_the_pipe(tmp_path, onnx_file):
     )
     steps = []
     built, memory = builder_process.run(request, tmp_path / "a", lambda *step: steps.append(step))
-    found, expected = builder.build(request, lambda *step: None)
+    plan_bytes, expected = builder.build(request, lambda *step: None)
     assert built == expected
-    assert (tmp_path / "a").stat().st_size == len(bytes(found))
+    assert (tmp_path / "a").stat().st_size == len(bytes(plan_bytes))
     assert any(done > 0 for _, done, _ in steps)
     assert memory > 50e6

@@ -1,12 +1,13 @@
-"""Damaged plans, sidecars and ONNX files by the hundred: each opens and runs, or ends in one `UserError`."""
+"""Hundreds of damaged plans, sidecars and ONNX files: each opens and runs, or raises one `UserError`."""
 
 from __future__ import annotations
 
 import onnx
 import pytest
+from fakes.tensorrt import FakeTensorRT
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from played import Played, write_sidecar
+from small_engines import write_sidecar
 
 from tfanet.errors import UserError
 from tfanet_engines import build_plan, open_engine, run_plan, trust
@@ -35,24 +36,24 @@ edits = st.lists(
 
 
 def mutate(data, changes):
-    found = bytearray(data)
+    mutant = bytearray(data)
     for kind, share, value in changes:
-        at = int(share * len(found))
+        at = int(share * len(mutant))
         if kind == "set":
-            found[at : at + len(value)] = value
+            mutant[at : at + len(value)] = value
         elif kind == "insert":
-            found[at:at] = value
+            mutant[at:at] = value
         elif kind == "delete":
-            del found[at : at + value]
-        elif kind == "flip" and found:
-            found[at] ^= 1 << value
+            del mutant[at : at + value]
+        elif kind == "flip" and mutant:
+            mutant[at] ^= 1 << value
         elif kind == "cut":
-            del found[at:]
-    return bytes(found)
+            del mutant[at:]
+    return bytes(mutant)
 
 
 def outcome(path, use=lambda engine: None, **options):
-    """`ran`, or the message of the refusal; anything else is an error of the test."""
+    """`ran`, or the message of a `UserError`; any other exception fails the test."""
     try:
         with open_engine(path, **options) as engine:
             use(engine)
@@ -61,8 +62,8 @@ def outcome(path, use=lambda engine: None, **options):
     return "ran"
 
 
-def test_onnx_files_that_nobody_vouches_for(onnx_file, pairs):
-    data, found = onnx_file.read_bytes(), []
+def test_damaged_onnx_files_without_a_sidecar(onnx_file, pairs):
+    data, outcomes = onnx_file.read_bytes(), []
 
     def use(engine):
         size, length = engine.config.image_size, engine.config.token_length
@@ -73,11 +74,11 @@ def test_onnx_files_that_nobody_vouches_for(onnx_file, pairs):
     @given(edits)
     def check(changes):
         onnx_file.write_bytes(mutate(data, changes))
-        found.append(outcome(onnx_file, use, threads=1))
+        outcomes.append(outcome(onnx_file, use, threads=1))
 
     check()
-    refused = [message for message in found if message != "ran"]
-    assert MUTANTS // 2 < len(refused) < len(found)
+    refused = [message for message in outcomes if message != "ran"]
+    assert MUTANTS // 2 < len(refused) < len(outcomes)
     assert not any("\n" in message for message in refused)
 
 
@@ -132,8 +133,8 @@ def change_graph(model, changes):
             model.opset_import[0].version = value
 
 
-def test_onnx_files_of_another_graph(onnx_file, pairs):
-    data, found = onnx_file.read_bytes(), []
+def test_onnx_files_with_a_changed_graph(onnx_file, pairs):
+    data, outcomes = onnx_file.read_bytes(), []
 
     def use(engine):
         assert engine.infer(*pairs[:2]).shape == (2, 32, 32)
@@ -144,14 +145,16 @@ def test_onnx_files_of_another_graph(onnx_file, pairs):
         model = onnx.load_model_from_string(data)
         change_graph(model, changes)
         onnx_file.write_bytes(model.SerializeToString())
-        found.append(outcome(onnx_file, use, threads=1))
+        outcomes.append(outcome(onnx_file, use, threads=1))
 
     check()
-    assert sum("is no valid ONNX file" not in m and m != "ran" for m in found) > 20  # ONNX Runtime's own
+    assert (
+        sum("is not a valid ONNX file" not in m and m != "ran" for m in outcomes) > 20
+    )  # ONNX Runtime's own
 
 
-def test_onnx_files_other_than_their_sidecars(onnx_file, small_config):
-    write_sidecar(onnx_file, small_config, kind="onnx", compute_capabilities=None)
+def test_damaged_onnx_files_with_a_sidecar(onnx_file, small_config):
+    write_sidecar(onnx_file, small_config, kind="onnx", builder="torch.onnx")
     data = onnx_file.read_bytes()
 
     @settings(many, max_examples=100)
@@ -168,26 +171,26 @@ def test_onnx_files_other_than_their_sidecars(onnx_file, small_config):
     check()
 
 
-def test_sidecars(plan, small_config, monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # a mutant may run, and keeps its kernels
+def test_damaged_sidecars(plan, small_config, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # a mutant may run and save its kernels
     trt = pytest.importorskip("tensorrt_rtx")
     write_sidecar(plan, small_config, builder_version=trt.__version__)
-    Played(trt).install(monkeypatch)
+    FakeTensorRT(trt).install(monkeypatch)
     path = sidecar_path(plan)
-    data, found = path.read_bytes(), []
+    data, outcomes = path.read_bytes(), []
 
     @many
     @given(edits)
     def check(changes):
         path.write_bytes(mutate(data, changes))
-        found.append(outcome(plan))
+        outcomes.append(outcome(plan))
 
     check()
-    assert sum(message != "ran" for message in found) > MUTANTS // 2
+    assert sum(message != "ran" for message in outcomes) > MUTANTS // 2
 
 
-def test_plans_whose_hash_is_wrong_or_was_made_anew(tmp_path, onnx_file, small_config, monkeypatch):
-    """The library is real, and reads what whoever altered the plan described as his own."""
+def test_damaged_plans_with_the_old_sidecar_and_a_new_one(tmp_path, onnx_file, small_config, monkeypatch):
+    """With the real library, which reads the damaged plan if its sidecar is new and `trust=True`."""
     pytest.importorskip("tensorrt_rtx")
     monkeypatch.setattr(run_plan, "gpu_for", lambda file, sidecar: None)
     plan = build_plan(onnx_file, tmp_path / "model.plan").plan
@@ -204,7 +207,7 @@ def test_plans_whose_hash_is_wrong_or_was_made_anew(tmp_path, onnx_file, small_c
         if mutant:
             write_sidecar(plan, small_config, builder_version=version)
             assert mutant == data or "not built by you" in outcome(plan)
-            assert "tensorrt_rtx refuses" in outcome(plan, trust=True)
+            assert "tensorrt_rtx rejects" in outcome(plan, trust=True)
 
     check()
     assert trust.built_here(sidecar.file_sha256)

@@ -1,4 +1,4 @@
-"""The package's public names, and how little it costs to import them."""
+"""The package's public names, and that importing them loads no runtime."""
 
 from __future__ import annotations
 
@@ -13,6 +13,10 @@ import tfanet_engines
 @pytest.mark.parametrize("name", tfanet_engines.__all__)
 def test_every_public_name_exists(name):
     assert getattr(tfanet_engines, name) is not None
+
+
+def test_the_deprecated_name_of_parity_metrics():
+    assert tfanet_engines.ParityFigures is tfanet_engines.ParityMetrics
 
 
 def test_an_unknown_name_is_an_attribute_error():

@@ -1,4 +1,4 @@
-"""Parity figures on masks small enough to count by hand, and the bounds."""
+"""Parity metrics of small masks, counted by hand, and the tolerances."""
 
 from __future__ import annotations
 
@@ -9,33 +9,33 @@ import numpy as np
 import pytest
 
 from tfanet.errors import VerificationError
-from tfanet_engines.parity import TOLERANCES, ParityFigures, compare_logits, gate
+from tfanet_engines.parity import TOLERANCES, ParityMetrics, compare_logits, gate
 
 
 def logits(*rows):
     return np.array(rows, dtype=np.float32)
 
 
-def test_figures_of_one_pair_by_hand():
-    figures = compare_logits(logits([1, 1], [-1, -1]), logits([1.5, -1], [-1, -1]))
-    assert (figures.pairs, figures.pixels, figures.flipped) == (1, 4, 1)
-    assert figures.max_abs_error == 2
-    assert figures.mean_abs_error == pytest.approx(2.5 / 4)
-    assert figures.mask_agreement == pytest.approx(1 / 2)
-    assert figures.pixels_flipped == pytest.approx(1 / 4)
+def test_metrics_of_one_pair():
+    metrics = compare_logits(logits([1, 1], [-1, -1]), logits([1.5, -1], [-1, -1]))
+    assert (metrics.pairs, metrics.pixels, metrics.flipped) == (1, 4, 1)
+    assert metrics.max_abs_error == 2
+    assert metrics.mean_abs_error == pytest.approx(2.5 / 4)
+    assert metrics.mask_agreement == pytest.approx(1 / 2)
+    assert metrics.pixels_flipped == pytest.approx(1 / 4)
 
 
-def test_agreement_is_the_mean_over_pairs_and_empty_masks_agree():
+def test_mask_agreement_is_the_mean_over_pairs_and_1_for_empty_masks():
     reference = np.stack([logits([1, 1], [1, 1]), logits([-1, -1], [-1, -1]), logits([1, -1], [-1, -1])])
     candidate = np.stack([logits([1, 1], [1, -1]), logits([-2, -2], [-2, -2]), logits([-1, 1], [-1, -1])])
     assert compare_logits(reference, candidate).mask_agreement == pytest.approx((3 / 4 + 1 + 0) / 3)
 
 
-def test_parts_add_up_to_the_whole():
+def test_the_sum_of_parts_is_the_metrics_of_all_pairs():
     rng = np.random.default_rng(0)
     reference = rng.standard_normal((7, 5, 5)).astype(np.float32)
     candidate = reference + 0.3 * rng.standard_normal((7, 5, 5)).astype(np.float32)
-    parts = ParityFigures()
+    parts = ParityMetrics()
     for i in range(0, 7, 2):
         parts += compare_logits(reference[i : i + 2], candidate[i : i + 2])
     whole = compare_logits(reference, candidate)
@@ -46,32 +46,32 @@ def test_parts_add_up_to_the_whole():
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("precision", TOLERANCES)
 @pytest.mark.parametrize("side", ["reference", "candidate", "both"])
-def test_logits_that_are_not_finite_never_pass(bad, precision, side):
-    sound, broken = logits([-1, -1], [-1, -1]), logits([-1, bad], [-1, -1])
+def test_logits_that_are_not_finite_fail(bad, precision, side):
+    finite, broken = logits([-1, -1], [-1, -1]), logits([-1, bad], [-1, -1])
     reference, candidate = {
-        "reference": (broken, sound), "candidate": (sound, broken), "both": (broken, broken),
+        "reference": (broken, finite), "candidate": (finite, broken), "both": (broken, broken),
     }[side]  # fmt: skip
-    figures = compare_logits(reference, candidate)
-    assert figures.max_abs_error == math.inf
+    metrics = compare_logits(reference, candidate)
+    assert metrics.max_abs_error == math.inf
     with pytest.raises(VerificationError, match="NaN or infinite"):
-        gate([compare_logits(sound, sound), figures], precision).require("model.onnx")
-    assert json.loads(json.dumps(figures.to_dict(), allow_nan=False))["max_abs_error"] is None
+        gate([compare_logits(finite, finite), metrics], precision).require("model.onnx")
+    assert json.loads(json.dumps(metrics.to_dict(), allow_nan=False))["max_abs_error"] is None
 
 
 @pytest.mark.parametrize("precision", TOLERANCES)
-def test_comparing_nothing_is_a_failure(precision):
+def test_no_pairs_fail(precision):
     with pytest.raises(VerificationError, match="no pair"):
         gate([], precision).require()
 
 
 @pytest.mark.parametrize("shape", [(1, 2, 3), (2, 2), (2, 2, 2)])
-def test_another_shape_is_a_failure(shape):
+def test_different_shapes_fail(shape):
     with pytest.raises(VerificationError, match="cannot be compared"):
         compare_logits(np.zeros((1, 2, 2)), np.zeros(shape))
 
 
 CASES = [
-    # max error, agreement, mIoU difference, precision, what the message names
+    # max error, agreement, mIoU difference, precision, part of the message
     pytest.param(9e-4, 0.9995, 0.004, "fp32", None, id="fp32-within"),
     pytest.param(2e-3, 1.0, None, "fp32", "max logit error 0.002", id="fp32-error"),
     pytest.param(0.0, 0.998, None, "fp32", "mask agreement 0.9980", id="fp32-agreement"),
@@ -83,35 +83,35 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("error", "agreement", "drop", "precision", "named"), CASES)
-def test_bounds(error, agreement, drop, precision, named):
-    figures = ParityFigures(
+@pytest.mark.parametrize(("error", "agreement", "drop", "precision", "message"), CASES)
+def test_bounds(error, agreement, drop, precision, message):
+    metrics = ParityMetrics(
         pairs=1, pixels=4, max_abs_error=error, sum_agreement=agreement, sum_reference_squares=4 * 10**2
     )
-    if named is None:
-        gate([figures], precision, {"oIoU": 0.0} | ({} if drop is None else {"mIoU": drop})).require()
+    if message is None:
+        gate([metrics], precision, {"oIoU": 0.0} | ({} if drop is None else {"mIoU": drop})).require()
     else:
-        with pytest.raises(VerificationError, match=named):
-            gate([figures], precision, {} if drop is None else {"mIoU": drop}).require()
+        with pytest.raises(VerificationError, match=message):
+            gate([metrics], precision, {} if drop is None else {"mIoU": drop}).require()
 
 
-def test_another_model_fails_although_both_find_nothing():
-    """Two models whose masks are all empty agree in every mask; their logits tell them apart."""
+def test_another_model_fails_although_all_masks_are_empty():
+    """If all masks of two models are empty, only their logits differ."""
     rng = np.random.default_rng(0)
     one, other = (rng.normal(-4, 0.1, (2, 8, 8)).astype(np.float32) for _ in range(2))
-    figures = compare_logits(one[:1], other[:1]) + compare_logits(one[1:], other[1:])
-    assert figures.mask_agreement == 1.0
-    assert figures.relative_error == pytest.approx(np.abs(one - other).max() / one.std(), rel=1e-3)
+    metrics = compare_logits(one[:1], other[:1]) + compare_logits(one[1:], other[1:])
+    assert metrics.mask_agreement == 1.0
+    assert metrics.relative_error == pytest.approx(np.abs(one - other).max() / one.std(), rel=1e-3)
     with pytest.raises(VerificationError, match="standard deviations"):
-        gate([figures], "fp16").require()
+        gate([metrics], "fp16").require()
     gate([compare_logits(one, one + np.float32(1e-3))], "fp16").require()
 
 
-def test_the_gate_names_every_broken_bound_and_the_worst_pairs_first():
-    sound, broken = logits([9, -9], [-9, -9]), logits([9, -9], [-9, np.nan])
-    candidates = [sound + 0.1 * i for i in range(7)] + [-sound, broken]
-    verdict = gate([compare_logits(sound, candidate) for candidate in candidates[:8]], "fp32", {"oIoU": 0.2})
+def test_the_parity_check_lists_every_failure_and_the_worst_pairs():
+    finite, broken = logits([9, -9], [-9, -9]), logits([9, -9], [-9, np.nan])
+    candidates = [finite + 0.1 * i for i in range(7)] + [-finite, broken]
+    verdict = gate([compare_logits(finite, candidate) for candidate in candidates[:8]], "fp32", {"oIoU": 0.2})
     assert [failure.split()[0] for failure in verdict.failures] == ["max", "mask", "oIoU"]
     assert verdict.worst == (7, 6, 5, 4, 3)
-    assert gate([compare_logits(sound, candidate) for candidate in candidates], "fp32").worst[:2] == (8, 7)
-    assert gate([compare_logits(sound, sound)], "fp32", {"mIoU": 0.0, "oIoU": 0.0}).failures == ()
+    assert gate([compare_logits(finite, candidate) for candidate in candidates], "fp32").worst[:2] == (8, 7)
+    assert gate([compare_logits(finite, finite)], "fp32", {"mIoU": 0.0, "oIoU": 0.0}).failures == ()

@@ -1,4 +1,4 @@
-"""Engines: the three kinds of file behind one interface, and every file that must be refused in one line."""
+"""Engines: three kinds of files behind one interface, and invalid files, which are refused in one line."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import onnxruntime
 import pytest
 import torch
 from onnx import TensorProto, helper
-from played import write_sidecar
+from small_engines import write_sidecar
 
 import tfanet
 from tfanet.checkpoint import save_model
@@ -35,7 +35,7 @@ def checkpoint(small_model, tmp_path_factory):
     return path
 
 
-def test_a_checkpoint_gives_the_models_own_logits(checkpoint, small_model, pairs):
+def test_a_checkpoint_has_the_models_logits(checkpoint, small_model, pairs):
     images, tokens, _ = pairs
     with torch.inference_mode():
         expected = small_model(torch.tensor(images), torch.tensor(tokens)).numpy()
@@ -50,7 +50,7 @@ def test_a_checkpoint_gives_the_models_own_logits(checkpoint, small_model, pairs
 
 
 @pytest.mark.parametrize("half", [False, True], ids=["fp32", "fp16"])
-def test_an_onnx_file_gives_its_logits(tmp_path, small_onnx, small_config, pairs, half):
+def test_logits_of_an_onnx_file(tmp_path, small_onnx, small_config, pairs, half):
     images, tokens, expected = pairs
     path = small_onnx(tmp_path / "model.onnx", half=half)
     with open_engine(path, threads=1) as engine:
@@ -78,19 +78,19 @@ BAD_INPUTS = [
     pytest.param(lambda x, t: (x.transpose(0, 3, 1, 2), t), r"image must be", id="channels-first"),
     pytest.param(lambda x, t: (x, t.astype("i4")), r"tokens must be int64 \[batch, 5\]", id="int32-tokens"),
     pytest.param(lambda x, t: (x, t[:, :4]), r"tokens must be", id="short-tokens"),
-    pytest.param(lambda x, t: (x, t[:1]), "2 images but 1 sentences", id="one-sentence-missing"),
+    pytest.param(lambda x, t: (x, t[:1]), "2 images but 1 expressions", id="missing-expression"),
     pytest.param(lambda x, t: (x[:0], t[:0]), "batch of at least 1", id="empty-batch"),
     pytest.param(lambda x, t: (x.tolist(), t), "not a list", id="a-list"),
 ]
 
 
-@pytest.mark.parametrize(("spoil", "message"), BAD_INPUTS)
-def test_bad_inputs_are_refused(onnx_file, pairs, spoil, message):
+@pytest.mark.parametrize(("change", "message"), BAD_INPUTS)
+def test_bad_inputs_are_refused(onnx_file, pairs, change, message):
     with open_engine(onnx_file) as engine, pytest.raises(UserError, match=message):
-        engine.infer(*spoil(*pairs[:2]))
+        engine.infer(*change(*pairs[:2]))
 
 
-def test_a_closed_engine_says_so(onnx_file, pairs):
+def test_a_closed_engine_raises_value_error(onnx_file, pairs):
     engine = open_engine(onnx_file)
     engine.close()
     engine.close()
@@ -115,15 +115,15 @@ BAD_FILES = [
     pytest.param("m.onnx", lambda p: p.touch(), "is empty", id="empty"),
     pytest.param("m.pt", pickle_of, r"a \.safetensors, \.onnx or \.plan file", id="unknown-suffix"),
     pytest.param("m.safetensors", pickle_of, "no .safetensors file", id="pt-called-safetensors"),
-    pytest.param("m.onnx", pickle_of, "no ONNX file", id="pt-called-onnx"),
+    pytest.param("m.onnx", pickle_of, "not an ONNX file", id="pt-called-onnx"),
     pytest.param("m.onnx", foreign_onnx, "was not exported by tfanet", id="foreign-onnx"),
-    pytest.param("m.onnx", lambda p: p.write_bytes(b"text " * 99), "no ONNX file", id="text-called-onnx"),
+    pytest.param("m.onnx", lambda p: p.write_bytes(b"text " * 99), "not an ONNX file", id="text-called-onnx"),
     pytest.param("m.plan", pickle_of, "m.plan.json is missing", id="pt-called-plan"),
 ]
 
 
 @pytest.mark.parametrize(("name", "make", "message"), BAD_FILES)
-def test_files_that_are_no_engine(tmp_path, name, make, message):
+def test_invalid_files_are_refused(tmp_path, name, make, message):
     path = tmp_path / name
     if make:
         make(path)
@@ -136,7 +136,7 @@ def test_files_that_are_no_engine(tmp_path, name, make, message):
 def test_a_truncated_onnx_file_is_refused(onnx_file, share):
     data = onnx_file.read_bytes()
     onnx_file.write_bytes(data[: int(len(data) * share)])
-    with pytest.raises(UserError, match="truncated or no ONNX"):
+    with pytest.raises(UserError, match="truncated or not an ONNX"):
         open_engine(onnx_file)
 
 
@@ -147,9 +147,9 @@ def test_a_truncated_checkpoint_is_refused(tmp_path, checkpoint):
         open_engine(path)
 
 
-def test_the_sidecar_has_the_config_where_the_onnx_file_lost_it(tmp_path, small_onnx, small_config):
+def test_the_config_is_read_from_the_sidecar_if_the_onnx_file_has_none(tmp_path, small_onnx, small_config):
     path = small_onnx(tmp_path / "model.onnx", metadata=False)
-    write_sidecar(path, small_config, kind="onnx", compute_capabilities=None)
+    write_sidecar(path, small_config, kind="onnx", builder="torch.onnx")
     with open_engine(path) as engine:
         assert engine.config == small_config
 
@@ -165,8 +165,8 @@ def test_bad_arguments(onnx_file, arguments, message):
         open_engine(onnx_file, **arguments)
 
 
-class PlayedProvider:
-    """The wheel of TensorRT-RTX's provider and what ONNX Runtime has of it, with or without a GPU."""
+class FakeProvider:
+    """The wheel of TensorRT-RTX's provider and its devices in ONNX Runtime, with `gpus` GPUs."""
 
     def __init__(self, monkeypatch, gpus):
         self.registered, self.devices = [], [SimpleNamespace(ep_name=ort_session.CPU)]
@@ -192,21 +192,21 @@ def test_the_rtx_provider_without_its_wheel(onnx_file, monkeypatch):
 
 
 def test_the_rtx_provider_without_a_gpu(onnx_file, monkeypatch):
-    PlayedProvider(monkeypatch, gpus=0)
-    with pytest.raises(UserError, match="NvTensorRTRTXExecutionProvider finds no GPU"):
+    FakeProvider(monkeypatch, gpus=0)
+    with pytest.raises(UserError, match="NvTensorRTRTXExecutionProvider supports no GPU"):
         open_engine(onnx_file, providers=RTX_FIRST)
 
 
 def test_the_rtx_provider_is_registered_once_and_gets_one_gpu(onnx_file, monkeypatch):
-    provider = PlayedProvider(monkeypatch, gpus=2)
-    given = []
+    provider = FakeProvider(monkeypatch, gpus=2)
+    added = []
 
     class Options:
         def __init__(self):
             self.log_severity_level = None
 
         def add_provider_for_devices(self, devices, options):
-            given.append((devices, options))
+            added.append((devices, options))
 
     session = SimpleNamespace(get_providers=lambda: RTX_FIRST)
     monkeypatch.setattr(onnxruntime, "SessionOptions", Options)
@@ -214,4 +214,4 @@ def test_the_rtx_provider_is_registered_once_and_gets_one_gpu(onnx_file, monkeyp
     for _ in range(2):
         assert ort_session.open_session(onnx_file, RTX_FIRST) is session
     assert provider.registered == [(ort_session.RTX, "libprovider.so")]
-    assert given == [(provider.gpus[:1], {})] * 2
+    assert added == [(provider.gpus[:1], {})] * 2

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from small_engines import CONFIG, describe
+from small_engines import CONFIG, write_sidecar
 
 from tfanet.data.images import open_image
 from tfanet.data.preprocess import resize_image, tokenize
@@ -79,7 +79,9 @@ def plan(tmp_path) -> Path:
     """A plan of the fake, with its sidecar."""
     path = tmp_path / "small.plan"
     path.write_text(f"{CONFIG.image_size} {CONFIG.token_length}")
-    describe(path, kind="plan", compute_capabilities=["8.9"], builder="tensorrt", builder_version="10.13.3.9")
+    write_sidecar(
+        path, kind="plan", compute_capabilities=["8.9"], builder="tensorrt", builder_version="10.13.3.9"
+    )
     return path
 
 

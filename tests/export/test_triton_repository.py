@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
-from small_engines import CONFIG, describe, write_plan
+from small_engines import CONFIG, write_plan, write_sidecar
 
 from tfanet.errors import UserError
 from tfanet.files import sha256
@@ -73,7 +73,7 @@ def test_plan_reports_the_required_tensorrt_version(command, tmp_path):
 
 def test_external_weights_keep_the_name_that_the_file_refers_to(small_engine, tmp_path):
     external_data_path(small_engine).write_bytes(b"weights")
-    describe(small_engine, kind="onnx", builder="torch.onnx", builder_version="2.14")
+    write_sidecar(small_engine, kind="onnx", builder="torch.onnx", builder_version="2.14")
     written = write_repository(tmp_path / "models", [small_engine])
     copied = written.path / "tfanet_core" / "1" / external_data_path(small_engine).name
     assert copied.read_bytes() == b"weights"
@@ -114,7 +114,7 @@ def test_unservable_engines_are_rejected(small_engine, tmp_path):
         ([tmp_path / "none.plan"], r"none\.plan\.json is missing", {}),
         ([plain], r"plain\.onnx\.json is missing", {}),
         ([altered], "truncated or altered", {}),
-        ([swapped], "of kind onnx; make it again", {}),
+        ([swapped], "of kind onnx; rebuild it", {}),
         ([small_engine, plan], "give one ONNX file alone .*, or plans only", {}),
         ([plan, small_engine], "differ in their kind", {}),
         ([ranged], r"is for compute capabilities 8\.0\+; build one plan per GPU", {}),

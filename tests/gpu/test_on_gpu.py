@@ -130,17 +130,17 @@ def test_tensors_give_the_logits_of_arrays(pairs, plan, tmp_path):
 
 
 def test_graphs_give_the_logits_of_calls_without(pairs, plan):
-    with open_engine(plan, lanes=1) as replayed, open_engine(plan, cuda_graphs=False) as plain:
+    with open_engine(plan, contexts=1) as replayed, open_engine(plan, cuda_graphs=False) as plain:
         for count in (1, PAIRS, 1, PAIRS):
             images, tokens = pairs[0][:count], pairs[1][:count]
             found = replayed.infer(images, tokens)
             np.testing.assert_allclose(found, plain.infer(images, tokens), rtol=0, atol=0.1)
-        with replayed._pool.lane() as lane:
-            assert lane.graph_batches == [1, PAIRS]
+        with replayed._pool.context() as context:
+            assert context.graph_batches == [1, PAIRS]
 
 
-def test_threads_share_lanes(pairs, plan):
-    with open_engine(plan, lanes=2) as engine:
+def test_threads_share_contexts(pairs, plan):
+    with open_engine(plan, contexts=2) as engine:
         expected = engine.infer(*pairs[:2])
 
         def ask(number):

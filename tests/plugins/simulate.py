@@ -1,4 +1,4 @@
-"""A plugin's numbers without a GPU: its kernel in Triton's interpreter, its PyTorch form on the CPU.
+"""A plugin's results without a GPU: its kernel in Triton's interpreter, its PyTorch code on the CPU.
 
 A layer, `item` below, is one of `layers.py`.
 """
@@ -18,7 +18,7 @@ TORCH_TYPES = {"HALF": torch.float16, "FLOAT": torch.float32}
 
 
 class Recorder:
-    """In the place of `compile_ptx`: keeps what would be compiled."""
+    """A replacement for `compile_ptx` that records its arguments."""
 
     def __init__(self) -> None:
         self.kernel: Any = None
@@ -32,7 +32,7 @@ class Recorder:
         return Ptx(kernel.__name__, "", 128, 0)
 
     def launch_error(self, item: dict[str, Any], sizes: list[list[int]], launch: dict[str, Any]) -> float:
-        """Error of the recorded kernel with TensorRT's order of arguments, this grid and these scalars."""
+        """`error` of the kernel with TensorRT's argument order and the grid and scalars of `launch`."""
         inputs = make_inputs(item, sizes)
         expected = results(item, inputs)
         outputs = poisoned(expected, item)
@@ -43,17 +43,17 @@ class Recorder:
 
 
 def results(item: dict[str, Any], inputs: list[torch.Tensor]) -> list[torch.Tensor]:
-    """What the function that the layer names as `module:function` makes of the inputs."""
+    """The outputs of the layer's reference function `oracle`, given as `module:function`."""
     module, _, name = item["oracle"].partition(":")
     return as_list(getattr(importlib.import_module(module), name)(*inputs))
 
 
-def as_list(found: torch.Tensor | tuple[torch.Tensor, ...]) -> list[torch.Tensor]:
-    return [found] if isinstance(found, torch.Tensor) else list(found)
+def as_list(outputs: torch.Tensor | tuple[torch.Tensor, ...]) -> list[torch.Tensor]:
+    return [outputs] if isinstance(outputs, torch.Tensor) else list(outputs)
 
 
 def make_inputs(item: dict[str, Any], sizes: list[list[int]]) -> list[torch.Tensor]:
-    """Normal values; those of the layer's `negative` inputs are -exp of them."""
+    """Normally distributed inputs x; the layer's `negative` inputs are -exp(x)."""
     rng = torch.Generator().manual_seed(0)
     values = [torch.randn(shape, generator=rng) for shape in sizes]
     values = [-x.exp() if i in item["negative"] else x for i, x in enumerate(values)]
@@ -61,7 +61,7 @@ def make_inputs(item: dict[str, Any], sizes: list[list[int]]) -> list[torch.Tens
 
 
 def poisoned(like: list[torch.Tensor], item: dict[str, Any]) -> list[torch.Tensor]:
-    """Memory for the outputs, full of NaN."""
+    """Output tensors filled with NaN."""
     types = item["types"][len(item["inputs"]) :]
     return [
         torch.full(tensor.shape, torch.nan, dtype=TORCH_TYPES[name])
@@ -70,15 +70,15 @@ def poisoned(like: list[torch.Tensor], item: dict[str, Any]) -> list[torch.Tenso
 
 
 def error(actual: list[torch.Tensor], expected: list[torch.Tensor]) -> float:
-    """Largest difference as a share of its tensor's largest value; NaN where something was not written."""
+    """Largest |x - y| / max |y| over the tensors; NaN if an element was not written."""
     pairs = [(x.double(), y.double()) for x, y in zip(actual, expected, strict=True)]
-    # The states before a map of one chunk are all zero.
+    # The initial states of a map of one chunk are all zero.
     shares = [(x - y).abs().max() / y.abs().max().clamp(min=1e-30) for x, y in pairs]
     return torch.stack(shares).max().item()
 
 
 def jit_error(trt: Any, item: dict[str, Any]) -> float:
-    """Error of the plugin's `impl`, called by the bindings with host memory in the place of the GPU's."""
+    """`error` of the plugin's `impl`, called by the bindings with host memory instead of GPU memory."""
     creator = trt.get_plugin_registry().get_creator(item["name"], "1", "tfanet")
     plugin = creator.create_plugin(
         item["name"],
@@ -119,7 +119,7 @@ def _desc(trt: Any, tensor: torch.Tensor) -> Any:
 
 
 def _on_the_host(tensor: Any) -> torch.Tensor:
-    """What `torch.as_tensor` does with `__cuda_array_interface__`, for memory of this process."""
+    """As `torch.as_tensor` for `__cuda_array_interface__`, but for host memory."""
     interface = tensor.__cuda_array_interface__
     dtype = np.dtype(interface["typestr"])
     size = int(np.prod(interface["shape"])) * dtype.itemsize

@@ -1,4 +1,4 @@
-"""Every option of a build as TensorRT 10 and 11 get it, by NVIDIA's own names and signatures."""
+"""The calls for every build option in TensorRT 10 and 11, checked against NVIDIA's names and signatures."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "version": {"version_compat": True},
     "ampere_plus": {"hardware_compat": "ampere_plus", "plugins": False},
     "same": {"hardware_compat": "same_compute_capability", "plugins": False},
-    "no times": {"timing_cache": False},
+    "no timing cache": {"timing_cache": False},
     "tf32": {"tf32": True},
 }
 
 
 @pytest.fixture(scope="module", params=VERSIONS)
 def recorded(request, ask_tensorrt, tmp_path_factory) -> dict[str, Any]:
-    """What was called for each of `OPTIONS`, and for a build with plugins whose engine opens, `plugins`."""
+    """The calls for each of `OPTIONS`, and (`plugins`) for a build with plugins whose engine opens."""
     onnx = write_onnx(tmp_path_factory.mktemp("onnx") / "small.onnx")
-    common = {"onnx": str(onnx), "engine_opens": False, "plugins": []}
+    common = {"onnx": str(onnx), "opens": False, "plugins": []}
     builds = [common | {"options": options} for options in OPTIONS.values()]
-    builds.append(common | {"options": {}, "plugins": ["one", "two"], "engine_opens": True})
+    builds.append(common | {"options": {}, "plugins": ["one", "two"], "opens": True})
     cache = str(tmp_path_factory.mktemp("cache"))
-    said = ask_tensorrt(
-        request.param, {"builds": builds}, script="builder_host.py", environment={"XDG_CACHE_HOME": cache}
+    answer = ask_tensorrt(
+        request.param, {"builds": builds}, job="record_builds", environment={"XDG_CACHE_HOME": cache}
     )
-    return dict(zip([*OPTIONS, "plugins"], said["builds"], strict=True))
+    return dict(zip([*OPTIONS, "plugins"], answer["builds"], strict=True))
 
 
 def calls(build: dict[str, Any], name: str) -> list[list[Any]]:
     return [arguments for called, *arguments in build["log"] if called == name]
 
 
-def test_the_plan_is_the_builders(recorded):
+def test_the_plan_is_the_result_of_the_builder(recorded):
     assert {build["plan"] for build in recorded.values()} == {"a plan"}
 
 
@@ -50,7 +50,7 @@ def test_the_network_is_strongly_typed(recorded):
         assert calls(build, "create_network") == [[build["typed"]]]
 
 
-def test_tf32_is_off_unless_asked_for(recorded):
+def test_tf32_is_off_by_default(recorded):
     for name, build in recorded.items():
         on, off = (["TF32"] in calls(build, flag) for flag in ("set_flag", "clear_flag"))
         assert (on, off) == ((True, False) if name == "tf32" else (False, True))
@@ -66,7 +66,7 @@ def test_the_profile_has_the_batches(recorded):
         assert tokens[1:] == [[size, 5] for size in sizes]
 
 
-def test_each_option_has_its_own_call_and_no_other(recorded):
+def test_each_option_has_exactly_its_own_call(recorded):
     limits = {name: calls(build, "set_memory_pool_limit") for name, build in recorded.items()}
     assert limits.pop("workspace") == [["WORKSPACE", 512 * MIB]]
     levels = {name: calls(build, "builder_optimization_level") for name, build in recorded.items()}
@@ -80,21 +80,21 @@ def test_each_option_has_its_own_call_and_no_other(recorded):
         assert not any(others.values())
 
 
-def test_times_are_kept_from_build_to_build(recorded):
-    assert not calls(recorded["no times"], "create_timing_cache")
-    assert not calls(recorded["no times"], "get_timing_cache")
+def test_the_timing_cache_is_used_by_default(recorded):
+    assert not calls(recorded["no timing cache"], "create_timing_cache")
+    assert not calls(recorded["no timing cache"], "get_timing_cache")
     for name in ("usual", "plugins"):
         assert len(calls(recorded[name], "set_timing_cache")) == 1
         assert len(calls(recorded[name], "serialize")) == 1
 
 
-def test_plugins_are_parsed_from_memory_and_bodies_from_the_file(recorded):
+def test_plugins_are_parsed_from_memory_and_function_bodies_from_the_file(recorded):
     for name, build in recorded.items():
         assert bool(calls(build, "parse")) == (name == "plugins")
         assert bool(calls(build, "parse_from_file")) == (name != "plugins")
 
 
-def test_the_engine_is_inspected_where_it_opens(recorded):
+def test_the_engine_is_inspected_if_it_opens(recorded):
     assert {name for name, build in recorded.items() if build["inspected"]} == {"plugins"}
     assert calls(recorded["plugins"], "get_engine_information") == [["JSON"]]
     for build in recorded.values():

@@ -1,10 +1,11 @@
-// A stand-in for the libraries that TensorRT's Python bindings link and the public index does not carry.
+// A stub of the libraries that TensorRT's Python bindings link and that the public index does not have.
 //
-// Compiled to `libnvinfer.so.<major>`, it lets `import tensorrt` work over the real lean runtime, whose plugin
-// registry is the registry. And it walks one plugin layer through the calls that a builder makes, in a builder's
-// order and through the same virtual tables, so that NVIDIA's own binding code runs in between. It builds nothing.
+// As `libnvinfer.so.<major>` it makes `import tensorrt` work over the real lean runtime and its plugin registry. It
+// also drives one plugin layer through the builder's calls, in the builder's order and through the same virtual
+// tables, so NVIDIA's binding code runs in between. It builds no engine.
 //
-// The classes below state where the functions lie in TensorRT's tables; only those called here have a signature.
+// The classes below declare the positions in TensorRT's virtual tables; only functions that are called have a
+// signature.
 
 #include <algorithm>
 #include <array>
@@ -47,7 +48,7 @@ struct Fields {
     void const* fields;
 };
 
-// Symbolic sizes: constants, sizes of input dimensions, operations on both.
+// Symbolic sizes: constants, sizes of input dimensions, and operations on them.
 
 struct ExpressionImpl {
     virtual ~ExpressionImpl() = default;
@@ -57,7 +58,7 @@ struct ExpressionImpl {
 };
 
 class Expression final : public ExpressionImpl {
-    // What the bindings hold is a wrapper with a pointer to the above.
+    // The bindings hold a wrapper with a pointer to the class above.
     struct Wrapper {
         explicit Wrapper(ExpressionImpl* impl) : impl(impl) {}
         virtual ~Wrapper() = default;
@@ -86,7 +87,7 @@ public:
     int64_t getConstantValue() const override { return isConstant() ? value({}) : INT64_MIN; }
     bool isSizeTensor() const override { return false; }
 
-    // The value where the inputs have these sizes.
+    // The value for inputs of these sizes.
     int64_t value(std::vector<Dims> const& inputs) const {
         if (kind == CONSTANT) return a;
         if (kind == INPUT) return inputs[a].size[b];
@@ -132,7 +133,7 @@ struct ExpressionBuilder final : BuilderImpl {
     void const* input(int tensor, int axis) { return &made.emplace_back(tensor, axis).wrapper; }
 };
 
-// What a plugin writes its launch into.
+// Where a plugin writes its launch parameters.
 
 struct Scalar {
     virtual int32_t getType() const = 0;
@@ -172,7 +173,7 @@ struct Handle {
     virtual ~Handle() = default;
 };
 
-// TensorRT's interfaces that a plugin implements.
+// TensorRT's interfaces that plugins implement.
 
 struct Interface {
     struct Info {
@@ -247,7 +248,7 @@ struct Layer {
         }
     }
 
-    // Ask for the outputs' types and sizes; false where the plugin fails.
+    // Get the outputs' types and sizes; false if the plugin fails.
     bool describeOutputs() {
         std::vector<int32_t> types, ranks, outputTypes(outputs);
         for (int i = 0; i < inputs; ++i) {
@@ -298,12 +299,12 @@ void* getBuilderPluginRegistry(int) { return nullptr; }
 int getNvOnnxParserVersion() { return 0; }
 bool initLibNvInferPlugins(void*, char const*) { return true; }
 
-// Create the plugin and ask for its outputs. `inputs` have min, max and opt sizes, -1 in `desc` where they differ.
-// Returns null where a step fails; the bindings have then printed why.
+// Create the plugin and get its outputs. `inputs` have min, max and opt sizes, and -1 in `desc` where they differ.
+// Returns null if a step fails; the bindings have then printed the reason.
 Layer* layer_open(char const* domain, char const* name, DynamicTensorDesc const* inputs, int32_t count) {
-    QuickCreator* const found = creator(name, domain);
+    QuickCreator* const match = creator(name, domain);
     Fields const none{0, nullptr};
-    Plugin* plugin = found ? found->createPlugin(name, domain, &none, BUILD_PHASE, STRICT_AOT) : nullptr;
+    Plugin* plugin = match ? match->createPlugin(name, domain, &none, BUILD_PHASE, STRICT_AOT) : nullptr;
     if (plugin) plugin = plugin->clone();
     Interface* const build = plugin ? plugin->getCapabilityInterface(BUILD_CAPABILITY) : nullptr;
     if (!build) return nullptr;
@@ -314,24 +315,24 @@ Layer* layer_open(char const* domain, char const* name, DynamicTensorDesc const*
 int32_t layer_outputs(Layer const* layer) { return layer->outputs; }
 DynamicTensorDesc const* layer_tensor(Layer const* layer, int32_t index) { return &layer->tensors[index]; }
 
-// Types and formats of all tensors, one row a combination that the plugin takes; -1 where the plugin failed.
+// Types and formats of all tensors, one row per supported combination; -1 if the plugin fails.
 int32_t layer_combinations(Layer* layer, int32_t* types, int32_t* formats, int32_t room) {
     int const width = layer->inputs + layer->outputs;
     int const count
         = layer->build->getNbSupportedFormatCombinations(layer->tensors.data(), layer->inputs, layer->outputs);
     if (count < 1 || count > room) return -1;
-    std::vector<TensorDesc> found(width * count);
+    std::vector<TensorDesc> combinations(width * count);
     if (layer->build->getSupportedFormatCombinations(
-            layer->tensors.data(), layer->inputs, layer->outputs, found.data(), count))
+            layer->tensors.data(), layer->inputs, layer->outputs, combinations.data(), count))
         return -1;
     for (int i = 0; i < width * count; ++i) {
-        types[i] = found[i].type;
-        formats[i] = found[i].format;
+        types[i] = combinations[i].type;
+        formats[i] = combinations[i].format;
     }
     return count;
 }
 
-// Choose a combination; returns the number of tactics that the plugin has for it, or -1.
+// Choose a combination; returns the number of its tactics, or -1.
 int32_t layer_configure(Layer* layer, int32_t const* types, int32_t const* formats, int32_t* tactics, int32_t room) {
     for (size_t i = 0; i < layer->tensors.size(); ++i) {
         layer->tensors[i].desc.type = types[i];
@@ -343,7 +344,7 @@ int32_t layer_configure(Layer* layer, int32_t const* types, int32_t const* forma
     return count > room || (count && layer->build->getValidTactics(tactics, count)) ? -1 : count;
 }
 
-// Choose a tactic and ask for launch and kernel; 0 on success.
+// Choose a tactic and get launch parameters and kernel; 0 on success.
 int32_t layer_launch(Layer* layer, int32_t tactic) {
     Handle<LaunchImpl> launch{&layer->launch};
     Handle<ArgumentsImpl> arguments{&layer->arguments};
@@ -361,7 +362,7 @@ int32_t layer_code_size(Layer const* layer) { return layer->codeSize; }
 int32_t layer_argument_count(Layer const* layer) { return layer->arguments.count(); }
 
 // Grid x, y, z, block x, y, z, shared memory (0..6), then the scalar arguments (7...), for inputs of these sizes.
-// -1 where the plugin left the value open, -2 where its type is not INT32.
+// -1 if the plugin did not set the value, -2 if its type is not INT32.
 int64_t layer_value(Layer const* layer, int32_t index, Dims const* inputs) {
     Scalar* const scalar = index < 7 ? layer->launch.values[index] : layer->arguments.get(index - 7);
     constexpr int INT32 = 2;

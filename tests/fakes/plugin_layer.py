@@ -1,21 +1,8 @@
-"""TensorRT's builder, played for plugin layers over NVIDIA's bindings: `host.py FOLDER ANSWER < request`.
-
-FOLDER is what `wheels.py` makes. The request is JSON: modules to import besides our own, and layers, each
-with the types and sizes of its inputs and the GPU to compile for. ANSWER is written, JSON too: what the
-bindings and the plugins said at each step. With `interpreted` nothing is compiled; kernels run in Triton's
-interpreter instead.
-
-This runs in a process of its own, for the bindings are not TensorRT and nobody else shall find them.
-"""
+"""A plugin layer as TensorRT's builder uses it: through NVIDIA's bindings, driven by `nvinfer_stub.cpp`."""
 
 from __future__ import annotations
 
 import ctypes
-import importlib
-import json
-import os
-import sys
-from pathlib import Path
 from typing import Any
 
 MAX_RANK = 8
@@ -47,31 +34,17 @@ class DynamicTensorDesc(ctypes.Structure):
     _fields_ = [("desc", TensorDesc), ("min", Dims), ("max", Dims), ("opt", Dims)]
 
 
-def load_stand_in(folder: Path) -> ctypes.CDLL:
-    for name in ("libnvinfer", "libnvonnxparser", "libnvinfer_plugin"):
-        (path,) = folder.glob(f"{name}.so.*")
-        library = ctypes.CDLL(str(path), ctypes.RTLD_GLOBAL)
-        if name == "libnvinfer":
-            stand_in = library
-    pointers = ("layer_open", "layer_tensor", "layer_code")
-    for name in pointers:
-        getattr(stand_in, name).restype = ctypes.c_void_p
-    stand_in.layer_kernel.restype = ctypes.c_char_p
-    stand_in.layer_value.restype = ctypes.c_int64
-    return stand_in
-
-
 class Layer:
-    """One plugin layer, from its creation to its kernel; every call raises where the plugin fails."""
+    """One plugin layer, from creation to kernel; every method raises `RuntimeError` if the plugin fails."""
 
-    def __init__(self, stand_in: ctypes.CDLL, trt: Any, name: str, inputs: list[dict]) -> None:
-        self._lib, self._trt, self.inputs = stand_in, trt, len(inputs)
+    def __init__(self, stub: ctypes.CDLL, trt: Any, name: str, inputs: list[dict]) -> None:
+        self._lib, self._trt, self.inputs = stub, trt, len(inputs)
         descs = (DynamicTensorDesc * len(inputs))(*(self._desc(**tensor) for tensor in inputs))
-        handle = stand_in.layer_open(b"tfanet", name.encode(), descs, len(inputs))
+        handle = stub.layer_open(b"tfanet", name.encode(), descs, len(inputs))
         if not handle:
             raise RuntimeError(f"tfanet::{name} cannot be created")
         self._handle = ctypes.c_void_p(handle)
-        self.outputs = stand_in.layer_outputs(self._handle)
+        self.outputs = stub.layer_outputs(self._handle)
         self.width = self.inputs + self.outputs
 
     def _desc(self, type: str, min: list[int], opt: list[int], max: list[int]) -> DynamicTensorDesc:
@@ -80,11 +53,12 @@ class Layer:
         return DynamicTensorDesc(desc, Dims.of(min), Dims.of(max), Dims.of(opt))
 
     def tensors(self) -> list[dict[str, Any]]:
-        found = []
+        """Type, symbolic size (-1 is dynamic) and profile of each input and output."""
+        result = []
         for index in range(self.width):
             address = self._lib.layer_tensor(self._handle, index)
             tensor = DynamicTensorDesc.from_address(address)
-            found.append(
+            result.append(
                 {
                     "type": self._trt.DataType(tensor.desc.type).name,
                     "sizes": tensor.desc.dims.list(),
@@ -93,9 +67,10 @@ class Layer:
                     "max": tensor.max.list(),
                 }
             )
-        return found
+        return result
 
     def combinations(self) -> list[tuple[list[str], list[str]]]:
+        """Types and formats of all tensors in each combination that the plugin supports."""
         rows = (ctypes.c_int32 * (ROOM * self.width))(), (ctypes.c_int32 * (ROOM * self.width))()
         count = self._lib.layer_combinations(self._handle, *rows, ROOM)
         if count < 0:
@@ -108,6 +83,7 @@ class Layer:
         return list(zip(name_types, name_formats, strict=True))
 
     def configure(self, types: list[str], formats: list[str]) -> list[int]:
+        """Choose a combination; returns its tactics."""
         row = ctypes.c_int32 * self.width
         tactics = (ctypes.c_int32 * ROOM)()
         count = self._lib.layer_configure(
@@ -122,7 +98,7 @@ class Layer:
         return list(tactics[:count])
 
     def launch(self, tactic: int, cases: list[list[list[int]]]) -> dict[str, Any]:
-        """The kernel of this tactic, and for the inputs' sizes in each case grid, block, scalars."""
+        """The tactic's kernel; for the input sizes of each case also grid, block and scalar arguments."""
         if self._lib.layer_launch(self._handle, tactic):
             raise RuntimeError(f"tactic {tactic} gives no kernel")
         scalars = self._lib.layer_argument_count(self._handle)
@@ -141,7 +117,7 @@ class Layer:
 
 
 def describe(trt: Any) -> dict[str, Any]:
-    """The registry's own view of our plugins."""
+    """Version and attributes of our plugins in the registry."""
     creators = [
         creator for creator in trt.get_plugin_registry().all_creators if creator.plugin_namespace == "tfanet"
     ]
@@ -154,57 +130,19 @@ def describe(trt: Any) -> dict[str, Any]:
     }
 
 
-def walk(layer: Layer, item: dict[str, Any], found: dict[str, Any], recorder: Any) -> None:
-    """Every step for one layer, every tactic of one combination of types; into `found`."""
-    found["tensors"] = layer.tensors()
-    found["combinations"] = layer.combinations()
-    formats = {tuple(types): formats for types, formats in found["combinations"]}
+def build_layer(layer: Layer, item: dict[str, Any], result: dict[str, Any], recorder: Any) -> None:
+    """The builder's steps for a layer and every tactic of `item`'s types; writes into `result`."""
+    result["tensors"] = layer.tensors()
+    result["combinations"] = layer.combinations()
+    formats = {tuple(types): formats for types, formats in result["combinations"]}
     types = tuple(item["types"])
     if types not in formats:
         raise RuntimeError(f"{item['name']} does not take {', '.join(types)}")
-    found["tactics"] = layer.configure(item["types"], formats[types])
-    found["kernels"] = []
-    for tactic in found["tactics"] or [0]:
+    result["tactics"] = layer.configure(item["types"], formats[types])
+    result["kernels"] = []
+    for tactic in result["tactics"] or [0]:
         kernel = layer.launch(tactic, item["cases"])
         if recorder:
             pairs = zip(item["cases"], kernel["cases"], strict=True)
             kernel["errors"] = [recorder.launch_error(item, sizes, launch) for sizes, launch in pairs]
-        found["kernels"].append(kernel)
-
-
-def main() -> None:
-    folder, request = Path(sys.argv[1]), json.load(sys.stdin)
-    stand_in = load_stand_in(folder)
-    sys.path[:0] = [str(folder), *request["path"]]
-    import tensorrt as trt
-
-    from tfanet_plugins import register_all
-
-    operations = register_all()
-    for module in request["modules"]:
-        importlib.import_module(module)
-    recorder, answers = None, []
-    if request["interpreted"]:
-        import simulate
-
-        from tfanet_plugins import aot
-
-        recorder = aot.compile_ptx = simulate.Recorder()
-    for item in request["layers"]:
-        found: dict[str, Any] = {}
-        register_all(item["capability"])
-        try:
-            walk(Layer(stand_in, trt, item["name"], item["inputs"]), item, found, recorder)
-            if recorder:
-                found["jit_error"] = simulate.jit_error(trt, item)
-        except RuntimeError as error:
-            found["failed"] = str(error)
-        answers.append(found)
-    answer = {"operations": operations, "creators": describe(trt), "layers": answers}
-    Path(sys.argv[2]).write_text(json.dumps({"version": trt.__version__, **answer}), encoding="utf-8")
-    # The bindings' objects have no owner here who could take them down in the right order.
-    os._exit(0)
-
-
-if __name__ == "__main__":
-    main()
+        result["kernels"].append(kernel)
