@@ -109,13 +109,15 @@ def onnx(
     out = _output(out, f"{source.stem}{'-fp16' if fp16 else ''}.onnx")
     if precision and not fp16:
         raise UserError("--precision lists the blocks that stay FP32 in an FP16 model; give --fp16 with it")
-    from tfanet_export.pipeline import ExportSettings, checkpoint_to_onnx
+    from tfanet_export.pipeline import export_checkpoint
 
     options = {"checkpoint": checkpoint, "out": out, "target": target.value, "fp16": fp16}
     options |= {"precision": precision, "no-check-half": not check_half, "image-size": image_size}
-    settings = ExportSettings(fp16, image_size, pairs, precision, check_half)
-    rebuild = _command("onnx", options)
-    _report(checkpoint_to_onnx(source, out, settings, target=target.value, rebuild=rebuild))
+    report = export_checkpoint(
+        source, out, target=target.value, rebuild=_command("onnx", options), fp16=fp16,
+        image_size=image_size, pairs=pairs, precision=precision, check_half=check_half,
+    )  # fmt: skip
+    _report(report)
     say(f"next: tfanet-eval --engine {out}")
 
 
@@ -148,8 +150,9 @@ def trt(
         raise UserError(f"the precision of {onnx_file} is fixed; give --precision when it is exported")
     if onnx_file and image_size:
         raise UserError(f"the image size of {onnx_file} is fixed; give --image-size when it is exported")
+    from tfanet_engines import build_plan
     from tfanet_engines.trt_api import find_backend
-    from tfanet_export import pipeline
+    from tfanet_export.pipeline import export_checkpoint, plan_settings, retarget_for_plan
 
     library = find_backend(backend)
     given = {
@@ -157,7 +160,7 @@ def trt(
         "hardware-compat": hardware_compat, "version-compat": version_compat, "workspace": workspace,
         "opt-level": opt_level, "timing-cache": timing_cache, "plugins": plugins, "tf32": tf32,
     }  # fmt: skip
-    options, half = pipeline.plan_settings(given, fp16, recipe, library)
+    options, half = plan_settings(given, fp16, recipe, library)
     source = onnx_file or _checkpoint(checkpoint)
     out = _output(out, f"{source.stem}{'-fp16' if half and not onnx_file else ''}.plan")
     words = {
@@ -167,15 +170,16 @@ def trt(
         **given, "target": options.target, "batch": ",".join(map(str, options.batch)),
     }  # fmt: skip
     rebuild = _command("trt", words)
+    network = out.with_name(out.name + ".onnx")
     if onnx_file:
-        report = pipeline.build_from_onnx(
-            onnx_file, out, options, backend=library, fp16=half, rebuild=rebuild
-        )
+        retarget_for_plan(onnx_file, network, fp16=half, rebuild=rebuild)
     else:
-        settings = pipeline.ExportSettings(half, image_size, pairs, precision, check_half)
-        report = pipeline.build_from_checkpoint(
-            source, out, options, settings, backend=library, rebuild=rebuild, on_export=_report
-        )
+        report = export_checkpoint(
+            source, network, target="gpu", rebuild=rebuild, fp16=half,
+            image_size=image_size, pairs=pairs, precision=precision, check_half=check_half,
+        )  # fmt: skip
+        _report(report)
+    report = build_plan(network, out, options, backend=library, rebuild=rebuild, progress=True)
     _report_plan(report)
     say(f"next: tfanet-eval --engine {out}  # on the GPU it is built for")
 

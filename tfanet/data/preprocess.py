@@ -1,6 +1,6 @@
-"""Resizing of images and masks, resizing of logits, and tokenisation: the one copy. No PyTorch.
+"""Resizing of images, masks and logits, and tokenisation: the one copy. No PyTorch.
 
-`tokenize` alone imports open_clip, and with it PyTorch, when it is called first.
+`tokenize` and `token_counts` import open_clip, and with it PyTorch, on their first call.
 """
 
 from __future__ import annotations
