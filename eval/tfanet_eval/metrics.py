@@ -11,7 +11,7 @@ masks are compared, how logits get there, what an empty union counts, and whethe
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -98,10 +98,7 @@ _ORIGINAL = Convention(
     "original", side=None, resize="bilinear", probability=0.5, probabilities=False, epsilon=0.0,
     bounds=THRESHOLDS, inclusive=True, first_expression=False, prints=_ALL,
 )  # fmt: skip
-_LAVT = Convention(
-    "480", side=480, resize="bilinear", probability=0.5, probabilities=False, epsilon=0.0,
-    bounds=THRESHOLDS, inclusive=True, first_expression=False, prints=_ALL,
-)  # fmt: skip
+_LAVT = replace(_ORIGINAL, name="480", side=480)
 _REMAMBER = Convention(
     "remamber", side=None, resize="nearest", probability=0.5, probabilities=False, epsilon=1e-6,
     bounds=THRESHOLDS, inclusive=True, first_expression=False, prints=("mIoU", "oIoU"),
@@ -110,10 +107,7 @@ _CRIS = Convention(
     "cris", side=None, resize="bicubic", probability=0.35, probabilities=True, epsilon=1e-6,
     bounds=_FLOAT32_THRESHOLDS, inclusive=False, first_expression=False, prints=("mIoU", "P@X"),
 )  # fmt: skip
-_CRIS_FIRST = Convention(
-    "cris-first", side=None, resize="bicubic", probability=0.35, probabilities=True, epsilon=1e-6,
-    bounds=_FLOAT32_THRESHOLDS, inclusive=False, first_expression=True, prints=("mIoU", "P@X"),
-)  # fmt: skip
+_CRIS_FIRST = replace(_CRIS, name="cris-first", first_expression=True)
 CONVENTIONS = {c.name: c for c in (_ORIGINAL, _LAVT, _REMAMBER, _CRIS, _CRIS_FIRST)}
 
 
