@@ -1,7 +1,7 @@
 """IoU, mIoU, oIoU and P@X of referring image segmentation, in the conventions of published scripts.
 
     IoU_i = intersection_i / union_i      mIoU = mean of IoU_i      oIoU = sum intersection_i / sum union_i
-    P@X   = share of samples with IoU_i >= X
+    P@X   = fraction of samples with IoU_i >= X
 
 The same masks give different values in different repositories, and "IoU" is a mean here and a ratio of sums
 there. Each `Convention` is what one published evaluation script does, read from its source: at which size
@@ -80,7 +80,7 @@ class Convention:
             return self.iou(intersection, union) > bound
         if self.epsilon:
             return self.iou(intersection, union) >= bound
-        # In whole numbers: an IoU of exactly 0.6 counts for P@0.6 whatever its quotient rounds to.
+        # In integers, because the quotient of an IoU of exactly 0.6 may round to less than 0.6.
         return union > 0 and 10 * intersection >= round(10 * threshold) * union
 
     def samples(self, expressions: Sequence[Expression]) -> list[int]:
@@ -235,8 +235,8 @@ def resample(records: Sequence[Record], convention: Convention) -> Resampled:
     drawn = np.random.default_rng(_SEED).multinomial(images, np.full(images, 1 / images), size=RESAMPLES)
     number, ious, intersections, unions, *reached = (drawn @ sums).T
     overall = [convention.overall(*row) for row in zip(intersections, unions, number, strict=True)]
-    shares = (column / number for column in reached)
-    return Resampled(dict(zip(METRICS, (ious / number, np.array(overall), *shares), strict=True)))
+    precisions = (column / number for column in reached)
+    return Resampled(dict(zip(METRICS, (ious / number, np.array(overall), *precisions), strict=True)))
 
 
 def _bounds(values: np.ndarray) -> Interval:
