@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +14,7 @@ from tfanet.subprocesses import OnMessage, run_in_subprocess
 from tfanet_engines.sidecar import Sidecar
 from tfanet_engines.targets import capability_here, fits, sm
 from tfanet_eval import tables
-from tfanet_eval.evaluation import Evaluation
+from tfanet_eval.evaluation import combine
 from tfanet_eval.jobs import EvaluationJob, environment, run_job
 
 OK = "ok"
@@ -73,11 +71,11 @@ def measure(job: EvaluationJob) -> Measurement:
         return f"{NOT_RUN}{reason}", {}
     if job.reference is not None:
         find_reference(job.engine, job.reference)
-    alone = _total(run_job(replace(job, reference=None), overlap=False))
+    alone = combine(run_job(replace(job, reference=None), overlap=False).values())
     values = tables.metric_columns(alone) | {"peak MB": peak_memory(), "images/s": 1e3 / alone.latency.median}
     if job.reference is None:
         return OK, values
-    compared = _total(run_job(job))
+    compared = combine(run_job(job).values())
     failures = gate_of(compared, precision_of(job.engine)).failures
     return f"failed: {failures[0]}" if failures else OK, tables.metric_columns(compared) | values
 
@@ -93,10 +91,6 @@ def _why_not_here(engine: Path) -> str:
     if here is not None and fits(here, targets):
         return ""
     return f"built for {', '.join(map(sm, targets))}; runs on that GPU"
-
-
-def _total(evaluations: Mapping[str, Evaluation]) -> Evaluation:
-    return functools.reduce(operator.add, evaluations.values())
 
 
 def _in_subprocess(function: Callable[[EvaluationJob], Measurement], job: EvaluationJob) -> Measurement:
@@ -171,7 +165,7 @@ def onnx_pair(checkpoint: Path, stem: Path, *, reuse: bool = False) -> list[Path
 
 def shuffled_miou(job: EvaluationJob) -> float:
     """The control: mIoU, 0..1, when every image gets the expression of another image."""
-    return _total(run_job(replace(job, shuffled=True))).metrics.result()["mIoU"]
+    return combine(run_job(replace(job, shuffled=True)).values()).metrics.result()["mIoU"]
 
 
 def run_benchmark(

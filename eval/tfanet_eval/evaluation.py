@@ -106,6 +106,11 @@ class Evaluation:
         }
 
 
+def combine(evaluations: Iterable[Evaluation]) -> Evaluation:
+    """The sum of evaluations that ran one after the other, such as those of several splits; raises as `+`."""
+    return functools.reduce(operator.add, evaluations)
+
+
 def evaluate(
     engine: Engine,
     dataset: ReferDataset,
@@ -127,8 +132,8 @@ def evaluate(
         reference: gets the same inputs; its logits and metrics are compared with the engine's.
         limit: only the first `limit` samples; None is all.
         batch: images per call.
-        shuffle_expressions: gives every image an expression of another image (fixed seed). A control: the
-            accuracy of a model that reads falls, that of a model that only looks does not.
+        shuffle_expressions: gives every image an expression of another image (fixed seed), as a control:
+            accuracy falls unless the model ignores the expression.
         convention: a name in `tfanet_eval.metrics.CONVENTIONS` or a `Convention`.
         progress: the label of a progress bar; None shows none.
         done: records of earlier calls, which are not repeated.

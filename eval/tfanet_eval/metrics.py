@@ -1,7 +1,7 @@
 """IoU, mIoU, oIoU and P@X of referring image segmentation, in the conventions of published scripts.
 
     IoU_i = intersection_i / union_i      mIoU = mean of IoU_i      oIoU = sum intersection_i / sum union_i
-    P@X   = share of samples with IoU_i >= X
+    P@X   = fraction of samples with IoU_i >= X
 
 The same masks give different values in different repositories, and "IoU" is a mean here and a ratio of sums
 there. Each `Convention` is what one published evaluation script does, read from its source: at which size
@@ -11,7 +11,7 @@ masks are compared, how logits get there, what an empty union counts, and whethe
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -80,7 +80,7 @@ class Convention:
             return self.iou(intersection, union) > bound
         if self.epsilon:
             return self.iou(intersection, union) >= bound
-        # In whole numbers: an IoU of exactly 0.6 counts for P@0.6 whatever its quotient rounds to.
+        # In integers, because the quotient of an IoU of exactly 0.6 may round to less than 0.6.
         return union > 0 and 10 * intersection >= round(10 * threshold) * union
 
     def samples(self, expressions: Sequence[Expression]) -> list[int]:
@@ -98,10 +98,7 @@ _ORIGINAL = Convention(
     "original", side=None, resize="bilinear", probability=0.5, probabilities=False, epsilon=0.0,
     bounds=THRESHOLDS, inclusive=True, first_expression=False, prints=_ALL,
 )  # fmt: skip
-_LAVT = Convention(
-    "480", side=480, resize="bilinear", probability=0.5, probabilities=False, epsilon=0.0,
-    bounds=THRESHOLDS, inclusive=True, first_expression=False, prints=_ALL,
-)  # fmt: skip
+_LAVT = replace(_ORIGINAL, name="480", side=480)
 _REMAMBER = Convention(
     "remamber", side=None, resize="nearest", probability=0.5, probabilities=False, epsilon=1e-6,
     bounds=THRESHOLDS, inclusive=True, first_expression=False, prints=("mIoU", "oIoU"),
@@ -110,10 +107,7 @@ _CRIS = Convention(
     "cris", side=None, resize="bicubic", probability=0.35, probabilities=True, epsilon=1e-6,
     bounds=_FLOAT32_THRESHOLDS, inclusive=False, first_expression=False, prints=("mIoU", "P@X"),
 )  # fmt: skip
-_CRIS_FIRST = Convention(
-    "cris-first", side=None, resize="bicubic", probability=0.35, probabilities=True, epsilon=1e-6,
-    bounds=_FLOAT32_THRESHOLDS, inclusive=False, first_expression=True, prints=("mIoU", "P@X"),
-)  # fmt: skip
+_CRIS_FIRST = replace(_CRIS, name="cris-first", first_expression=True)
 CONVENTIONS = {c.name: c for c in (_ORIGINAL, _LAVT, _REMAMBER, _CRIS, _CRIS_FIRST)}
 
 
@@ -241,8 +235,8 @@ def resample(records: Sequence[Record], convention: Convention) -> Resampled:
     drawn = np.random.default_rng(_SEED).multinomial(images, np.full(images, 1 / images), size=RESAMPLES)
     number, ious, intersections, unions, *reached = (drawn @ sums).T
     overall = [convention.overall(*row) for row in zip(intersections, unions, number, strict=True)]
-    shares = (column / number for column in reached)
-    return Resampled(dict(zip(METRICS, (ious / number, np.array(overall), *shares), strict=True)))
+    precisions = (column / number for column in reached)
+    return Resampled(dict(zip(METRICS, (ious / number, np.array(overall), *precisions), strict=True)))
 
 
 def _bounds(values: np.ndarray) -> Interval:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +10,13 @@ from typing import TYPE_CHECKING, Any
 from tfanet.console import say, working
 from tfanet.errors import UserError
 from tfanet.files import require_writable, write_json
+from tfanet_eval import tables
+from tfanet_eval.analysis import breakdown
+from tfanet_eval.evaluation import Evaluation, combine
+from tfanet_eval.metrics import METRICS, resample
+from tfanet_eval.reference import gate_of, precision_of, report_gates
 
 if TYPE_CHECKING:
-    from tfanet_eval.evaluation import Evaluation
     from tfanet_eval.jobs import EvaluationJob
     from tfanet_eval.metrics import Interval
 
@@ -75,7 +77,7 @@ def write_outputs(
         say(f"{split}, 95 % intervals over images: {', '.join(texts)}")
     if outputs.breakdown:
         _print_breakdown(evaluations)
-    say(_total(evaluations).timing.summary())
+    say(combine(evaluations.values()).timing.summary())
     _write_files(job, evaluations, outputs, intervals)
     if job.reference is None:
         say(f"parity was not measured: {why_no_reference}")
@@ -85,13 +87,11 @@ def write_outputs(
 
 
 def _print_table(job: EvaluationJob, evaluations: Mapping[str, Evaluation]) -> None:
-    from tfanet_eval import tables
-
     sizes = {"480": "masks at 480 x 480", "original": "masks at the images' own size"}
     notes = [sizes.get(job.convention, f"convention {job.convention}") + ", in percent"]
     if job.batch > 1:
         notes.append(f"calls of {job.batch} images")
-    if (processes := _total(evaluations).timing.processes) > 1:
+    if (processes := combine(evaluations.values()).timing.processes) > 1:
         notes.append(f"times with {processes} processes at once")
     if job.shuffled:
         notes.append("expressions SHUFFLED among images")
@@ -100,14 +100,8 @@ def _print_table(job: EvaluationJob, evaluations: Mapping[str, Evaluation]) -> N
     tables.show(rows, columns, f"{job.engine.name} on {job.data_name}: {', '.join(notes)}")
 
 
-def _total(evaluations: Mapping[str, Evaluation]) -> Evaluation:
-    return functools.reduce(operator.add, evaluations.values())
-
-
 def _intervals(evaluations: Mapping[str, Evaluation]) -> dict[str, dict[str, Interval]]:
     """The 95 % interval of every metric, by split."""
-    from tfanet_eval.metrics import METRICS, resample
-
     resampled = {split: resample(one.records, one.convention) for split, one in evaluations.items()}
     return {split: {name: one.interval(name) for name in METRICS} for split, one in resampled.items()}
 
@@ -117,9 +111,6 @@ def _percent(interval: Interval) -> str:
 
 
 def _print_breakdown(evaluations: Mapping[str, Evaluation]) -> None:
-    from tfanet_eval import tables
-    from tfanet_eval.analysis import breakdown
-
     for split, evaluation in evaluations.items():
         rows = breakdown(evaluation.records, evaluation.convention)
         rows = [row | {"mIoU 95 %": _percent(row["interval"])} for row in rows]
@@ -153,8 +144,6 @@ def _write_files(
 
 
 def _check_parity(job: EvaluationJob, evaluations: Mapping[str, Evaluation], outputs: Outputs) -> None:
-    from tfanet_eval.reference import gate_of, precision_of, report_gates
-
     precision = precision_of(job.engine)
     gates = {split: gate_of(evaluation, precision) for split, evaluation in evaluations.items()}
     if outputs.gate:
@@ -177,7 +166,7 @@ def summary(
         "split_by": job.effective_split_by,
         "convention": job.convention,
         "shuffled_sentences": job.shuffled,
-        "processes": _total(evaluations).timing.processes,
+        "processes": combine(evaluations.values()).timing.processes,
         "splits": {
             split: evaluation.to_dict() | {"intervals": intervals[split]}
             for split, evaluation in evaluations.items()

@@ -55,15 +55,8 @@ class Timing:
 
     def __add__(self, other: Timing) -> Timing:
         """The timing of two evaluations that ran one after the other."""
-        return Timing(
-            wall=self.wall + other.wall,
-            engine_wall=self.engine_wall + other.engine_wall,
-            cpu=self.cpu + other.cpu,
-            data_cpu=self.data_cpu + other.data_cpu,
-            metrics_cpu=self.metrics_cpu + other.metrics_cpu,
-            samples=self.samples + other.samples,
-            processes=max(self.processes, other.processes),
-        )
+        sums = map(sum, zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True))
+        return dataclasses.replace(Timing(*sums), processes=max(self.processes, other.processes))
 
     def merge(self, other: Timing) -> Timing:
         """The timing of two processes that ran at once."""

@@ -11,7 +11,7 @@ from fake_engines import SIZE, Boxes, FakeEngine, everything, nothing, oracle
 
 from tfanet.errors import UserError, VerificationError
 from tfanet_eval.evaluation import derangement, evaluate
-from tfanet_eval.timing import Latency
+from tfanet_eval.timing import Latency, Timing
 
 
 @pytest.mark.parametrize("batch", [1, 3, 4, 50])
@@ -131,6 +131,12 @@ def test_adding_evaluations_with_different_reference_or_convention_raises():
 def test_latency_is_the_median_and_a_percentile():
     latency = Latency(tuple(float(i) for i in range(1, 102)))
     assert (latency.median, latency.p95) == (51.0, 96.0)
+
+
+def test_timings_add_up_and_those_of_parallel_processes_merge():
+    first, second = Timing(1, 2, 3, 4, 5, 6, processes=2), Timing(10, 20, 30, 40, 50, 60, processes=3)
+    assert first + second == Timing(11, 22, 33, 44, 55, 66, processes=3)
+    assert first.merge(second) == Timing(10, 22, 33, 44, 55, 66, processes=5)
 
 
 @pytest.fixture

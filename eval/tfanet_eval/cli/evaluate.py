@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
 
 import typer
 
 from tfanet.console import deprecated_options, new_app, run
 from tfanet.errors import UserError
+from tfanet_eval.cli import options
 from tfanet_eval.cli.compare import compare
 from tfanet_eval.cli.drift import drift
-from tfanet_eval.cli.options import Batch, Data, Dataset, Json, Limit, SplitBy, Splits, Trust
 from tfanet_eval.cli.report import report
 
 app = new_app("Evaluate a .safetensors, .onnx or .plan on a referring segmentation data set.")
@@ -26,50 +25,27 @@ _FORMER = {"--shuffle-sentences": "--shuffle-expressions", "--gate-pictures": "-
 @app.callback(invoke_without_command=True, cls=deprecated_options(_FORMER, group=True))
 def evaluate_engine(
     context: typer.Context,
-    engine: Annotated[
-        Path | None, typer.Option(help="Engine to evaluate [the bundled tiny checkpoint].")
-    ] = None,
-    reference: Annotated[
-        Path | None,
-        typer.Option(help="Checkpoint to compare with [the bundled one, if the engine has its weights]."),
-    ] = None,
-    data: Data = None,
-    dataset: Dataset = "refcoco",
-    split_by: SplitBy = None,
-    split: Splits = None,
-    image_size: Annotated[
-        int | None, typer.Option(help="Run a .safetensors at this size, a multiple of 32 [its own].")
-    ] = None,
-    limit: Limit = None,
-    batch: Batch = 1,
-    shuffle_expressions: Annotated[
-        bool,
-        typer.Option("--shuffle-expressions", help="Control: give every image an expression of another one."),
-    ] = False,
-    trust: Trust = False,
-    convention: Annotated[
-        str, typer.Option(help="How masks are compared: original, 480 (as LAVT), remamber, cris, cris-first.")
-    ] = "original",
-    results: Annotated[
-        Path | None, typer.Option(help="Write a record for every expression here, as JSON Lines.")
-    ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted --results file.")] = False,
-    workers: Annotated[int, typer.Option(min=1, help="CPU processes to divide the expressions among.")] = 1,
-    breakdown: Annotated[
-        bool,
-        typer.Option(
-            "--breakdown", help="Metrics by expression length, area, distractors, position words and level."
-        ),
-    ] = False,
-    gate: Annotated[
-        bool, typer.Option("--gate", help="Print the parity gate; save the worst pairs if a bound is broken.")
-    ] = False,
-    gate_images: Annotated[Path, typer.Option(help="Folder for the gate's images.")] = Path("gate"),
-    json_file: Json = None,
-    sheet: Annotated[Path | None, typer.Option(help="Write an image of sampled predictions here.")] = None,
-    report_file: Annotated[
-        Path | None, typer.Option("--report", help="Write an HTML page of metrics, plots and predictions.")
-    ] = None,
+    engine: options.Engine = None,
+    reference: options.Reference = None,
+    data: options.Data = None,
+    dataset: options.Dataset = "refcoco",
+    split_by: options.SplitBy = None,
+    split: options.Splits = None,
+    image_size: options.ImageSize = None,
+    limit: options.Limit = None,
+    batch: options.Batch = 1,
+    shuffle_expressions: options.ShuffleExpressions = False,
+    trust: options.Trust = False,
+    convention: options.ConventionName = "original",
+    results: options.Results = None,
+    resume: options.Resume = False,
+    workers: options.Workers = 1,
+    breakdown: options.Breakdown = False,
+    gate: options.ParityGate = False,
+    gate_images: options.GateImages = Path("gate"),
+    json_file: options.Json = None,
+    sheet: options.Sheet = None,
+    report_file: options.Page = None,
 ) -> None:
     """Report mIoU, oIoU, P@X and latency, and check the engine against its PyTorch reference."""
     if context.invoked_subcommand is not None:
