@@ -212,7 +212,8 @@ def _print_breakdown(found: dict[str, Evaluation]) -> None:
 
 
 def _write_report(request: Request, found: dict[str, Evaluation], page: Path) -> None:
-    from tfanet_eval.report.page import results_of, write_report
+    from tfanet_eval.report.entries import results_of
+    from tfanet_eval.report.page import write_report
 
     with working(f"drawing {page.name}"):
         results = results_of(request, found)
