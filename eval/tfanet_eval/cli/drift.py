@@ -16,7 +16,8 @@ from tfanet.errors import UserError, VerificationError
 if TYPE_CHECKING:
     from tfanet.data.refer import ReferDataset
     from tfanet.model import TFANet
-    from tfanet_eval.drift.measure import BlockDrift, Pair, Proposal
+    from tfanet_eval.drift.measure import BlockDrift, Pair
+    from tfanet_eval.drift.propose import Proposal
 
 
 def drift(
@@ -106,7 +107,7 @@ def _propose(
     where: str,
 ) -> None:
     from tfanet.checkpoint import weights_sha256
-    from tfanet_eval.drift.measure import propose
+    from tfanet_eval.drift.propose import propose
     from tfanet_export.precision import Precision
 
     with working(f"searching on {len(samples)} pairs"):

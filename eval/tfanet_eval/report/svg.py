@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none", "svg.hashsalt": "tfanet", "font.family": "sans-serif", "font.size": 9,
-    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "axes.axisbelow": True,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
     "grid.alpha": 0.18, "legend.frameon": False, "legend.fontsize": 8.5, "lines.linewidth": 1.8,
 }  # fmt: skip
 """Settings for `matplotlib.rc_context`; text stays text."""
