@@ -166,11 +166,11 @@ def test_proposal_is_minimal(monkeypatch):
         return 0.8 if not half or model >= {"b", "d"} else None
 
     monkeypatch.setattr("tfanet_eval.drift.propose.oiou", oiou)
-    found = propose(None, [], list("abcdef"), on_progress=tried.append)
-    assert found.keep_fp32 == ("b", "d")
-    assert found.within
-    assert (found.fp32, found.half, found.repaired) == (0.8, None, 0.8)
-    assert tried == list(range(1, found.tried + 1))
+    proposal = propose(None, [], list("abcdef"), on_progress=tried.append)
+    assert proposal.keep_fp32 == ("b", "d")
+    assert proposal.within
+    assert (proposal.fp32, proposal.half, proposal.repaired) == (0.8, None, 0.8)
+    assert tried == list(range(1, proposal.tried + 1))
     impossible = propose(None, [], list("abc"))
     assert not impossible.within
     assert impossible.keep_fp32 == ("a", "b", "c")
@@ -193,9 +193,9 @@ def test_planted_overflow_is_found_repaired_and_exported(command, model, broken,
         content = json.load(file)
     assert content["keep_fp32"] == [PLANTED]
     assert content["weights_sha256"] == weights_sha256(planted)
-    figures = content["figures"]
-    assert figures["oIoU_fp16"] is None
-    assert 100 * (figures["oIoU_fp32"] - figures["oIoU_kept"]) <= 0.2
+    values = content["figures"]
+    assert values["oIoU_fp16"] is None
+    assert 100 * (values["oIoU_fp32"] - values["oIoU_kept"]) <= 0.2
     with open("drift.json") as file:
         blocks = {row["block"]: row for row in json.load(file)["blocks"]}
     assert [name for name, row in blocks.items() if row["own"] == "overflow"] == [PLANTED]
