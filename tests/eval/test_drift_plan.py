@@ -1,4 +1,4 @@
-"""The plan that `tfanet-eval drift` looks into: built without a GPU, run only with one."""
+"""The plan of `tfanet-eval drift` that outputs every block: built without a GPU, run only with one."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from tfanet_eval.drift.plan import build_plan_with_blocks, plan_with_blocks
 pytest.importorskip("tensorrt_rtx")
 
 
-def test_without_a_gpu_there_is_no_plan_and_a_reason(random_model, monkeypatch):
+def test_without_a_gpu_the_reason_is_given(random_model, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with plan_with_blocks(random_model) as (run, why_none):
+    with plan_with_blocks(random_model) as (run, reason):
         assert run is None
-        assert "no NVIDIA GPU" in why_none
+        assert "no NVIDIA GPU" in reason
 
 
 @pytest.mark.slow
-def test_the_plan_has_every_blocks_output(random_model, tmp_path):
+def test_plan_outputs_every_block(random_model, tmp_path):
     options = BuildOptions(target="rtx4090", batch=(1, 1, 1))
     plan, blocks = build_plan_with_blocks(random_model, tmp_path, options)
     assert set(blocks) == set(blocks_of(random_model))  # in the order of the graph

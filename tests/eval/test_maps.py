@@ -1,4 +1,4 @@
-"""What the maps of a model's inside hold, and the figure that is drawn of them."""
+"""The maps inside a model, and the figure of them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image, ImageChops
 
 import tfanet
@@ -16,39 +17,38 @@ from tfanet.data.shapes import render_pair
 from tfanet.errors import UserError
 from tfanet.layers import resize
 from tfanet.visualize import PAPER
-from tfanet_eval.maps.canvas import Canvas, fit, symbol_width, wrap
-from tfanet_eval.maps.sheet import heat, map_sheet
-from tfanet_eval.maps.trace import Maps, StageMaps, spell, trace
+from tfanet_eval.maps.sheet import HEAT, SIGNED, map_figure, map_sheet
+from tfanet_eval.maps.trace import Maps, StageMaps, split_words, trace
 
-SENTENCE = "the overexposed circle, left"
+EXPRESSION = "the overexposed circle, left"
 
 
 @pytest.fixture(scope="module")
-def picture():
+def image():
     return render_pair(seed=0, index=0)[0]
 
 
 @pytest.fixture(scope="module")
-def maps(random_model, picture):
-    return trace(random_model, picture, SENTENCE)
+def maps(random_model, image):
+    return trace(random_model, image, EXPRESSION)
 
 
 @pytest.mark.parametrize(
-    ("sentence", "words", "places"),
+    ("expression", "words", "positions"),
     [
         ("red circle", ("red", "circle"), [[1], [2]]),
-        (SENTENCE, ("the", "overexposed", "circle", "left"), [[1], [2, 3, 4], [5], [7]]),
+        (EXPRESSION, ("the", "overexposed", "circle", "left"), [[1], [2, 3, 4], [5], [7]]),
         ("a man's hat", ("a", "man", "'s", "hat"), [[1], [2], [3], [4]]),
         ("go left!", ("go", "left"), [[1], [2]]),
         ("?!", (), []),
     ],
-    ids=["plain", "pieces-and-comma", "apostrophe", "exclamation", "no-word"],
+    ids=["plain", "subwords-and-comma", "apostrophe", "exclamation", "no-word"],
 )
-def test_tokens_are_spelled_as_words(sentence, words, places):
-    assert spell(tokenize([sentence], 17)[0]) == (words, places)
+def test_tokens_are_grouped_into_words(expression, words, positions):
+    assert split_words(tokenize([expression], 17)[0]) == (words, positions)
 
 
-def test_every_stage_has_its_maps(maps):
+def test_every_stage_has_maps_of_its_size(maps):
     assert maps.words == ("the", "overexposed", "circle", "left")
     assert maps.logits.shape == (96, 96)
     assert maps.absent == ""
@@ -61,34 +61,34 @@ def test_every_stage_has_its_maps(maps):
         assert 0 <= stage.mask.min() < stage.mask.max() <= 1
 
 
-def test_m4_is_read_as_the_answer(maps):
+def test_m4_gives_the_prediction(maps):
     scores = torch.logit(torch.from_numpy(maps.stages[0].mask))[None, None]
-    answer = resize(scores, (96, 96))[0, 0].numpy()
-    assert answer == pytest.approx(maps.logits, abs=1e-4)
+    logits = resize(scores, (96, 96))[0, 0].numpy()
+    assert logits == pytest.approx(maps.logits, abs=1e-4)
 
 
-def test_a_mask_holds_its_stage_and_the_coarser_ones(random_model, picture, maps):
-    """Without stage 2's features M_3 and M_4 are others; M_1 and M_2 come before them."""
+def test_a_mask_depends_on_its_stage_and_coarser_stages(random_model, image, maps):
+    """Zeroing stage 2's features changes M_3 and M_4, but not M_1 and M_2."""
     handle = random_model.decoder.lateral[1].register_forward_hook(lambda module, inputs, output: 0 * output)
     try:
-        without = trace(random_model, picture, SENTENCE)
+        without = trace(random_model, image, EXPRESSION)
     finally:
         handle.remove()
     same = [bool(np.all(a.mask == b.mask)) for a, b in zip(maps.stages, without.stages, strict=True)]
     assert same == [False, False, True, True]
 
 
-def test_word_maps_and_strengths_are_those_of_the_equations(random_model, picture, maps):
-    """Equation 16 by its factors, for the word of three pieces too; F_LV from MLAM itself."""
-    seen = []
+def test_word_maps_and_norms_match_the_equations(random_model, image, maps):
+    """Equation 16 from its factors, also for a word of three tokens; F_LV from MLAM's output."""
+    outputs = []
     handle = random_model.plus[1].mlam.register_forward_hook(
-        lambda module, inputs, output: seen.append(output)
+        lambda module, inputs, output: outputs.append(output)
     )
     try:
-        trace(random_model, picture, SENTENCE)
+        trace(random_model, image, EXPRESSION)
     finally:
         handle.remove()
-    f_vl, f_lv = (tensor[0] for tensor in seen[0])
+    f_vl, f_lv = (tensor[0] for tensor in outputs[0])
     plus = random_model.plus[1]
     with torch.inference_mode():
         left, right = plus.w_v(f_vl[None])[0], plus.w_l(f_lv[None])[0]
@@ -99,34 +99,35 @@ def test_word_maps_and_strengths_are_those_of_the_equations(random_model, pictur
     assert stage.aligned == pytest.approx(f_lv.square().sum(0).sqrt().numpy(), rel=1e-5)
 
 
-def test_tracing_leaves_the_model_as_it_was(random_model, picture):
-    trace(random_model, picture, SENTENCE)
+def test_tracing_removes_its_hooks(random_model, image):
+    trace(random_model, image, EXPRESSION)
     with pytest.raises(UserError, match="empty"):
-        trace(random_model, picture, " ")
+        trace(random_model, image, " ")
     hooks = [module for module in random_model.modules() if module._forward_pre_hooks]
     assert hooks == []
 
 
 @pytest.mark.parametrize(
-    ("row", "absent"),
+    ("row", "absent", "titles"),
     [
-        ("a", "F_LV and the words (it has no MLAM) and M_1 to M_4 (it has no WFDM)"),
-        ("c", "F_LV and the words (it has no MLAM) and M_1 to M_4 (it has no WFDM)"),
-        ("d", "M_1 to M_4 (it has no WFDM)"),
+        ("a", "F_LV and the words (it has no MLAM) and M_1 to M_4 (it has no WFDM)", ["$|F_F|$"]),
+        ("c", "F_LV and the words (it has no MLAM) and M_1 to M_4 (it has no WFDM)", ["$|F_F|$"]),
+        ("d", "M_1 to M_4 (it has no WFDM)", ["$|F_{LV}|$", "$|F_F|$", "the", "circle"]),
+        ("e", "", ["$|F_{LV}|$", "$|F_F|$", "read from $M_j$", "the", "circle"]),
     ],
 )
-def test_variants_show_what_they_have(picture, row, absent):
+def test_variants_show_the_maps_they_have(image, row, absent, titles):
     torch.manual_seed(0)
     model = tfanet.build_model("tiny", **VARIANTS[row]).eval()
-    found = trace(model, picture, "the circle")
-    assert found.absent == absent
-    assert [stage.fused.shape[0] for stage in found.stages] == [24, 12, 6, 3]
-    full = trace(tfanet.build_model("tiny").eval(), picture, "the circle")
-    assert map_sheet(picture, "the circle", found).width < map_sheet(picture, "the circle", full).width
+    maps = trace(model, image, "the circle")
+    assert maps.absent == absent
+    assert [stage.fused.shape[0] for stage in maps.stages] == [24, 12, 6, 3]
+    drawn = map_axes(map_figure(image, "the circle", maps))
+    assert sorted(drawn) == sorted(f"{stage} {title}" for stage in (1, 2, 3, 4) for title in titles)
 
 
-def test_the_colours_of_heat_are_even_in_lightness():
-    red, green, blue = (heat(np.linspace(0, 1, 29)[None])[0] / 255).T
+def test_heat_colours_have_even_steps_of_lightness():
+    red, green, blue = HEAT(np.linspace(0, 1, 29))[:, :3].T
     linear = [np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4) for c in (red, green, blue)]
     luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
     steps = np.diff(116 * np.cbrt(luminance) - 16)
@@ -134,7 +135,16 @@ def test_the_colours_of_heat_are_even_in_lightness():
     assert steps.max() < 1.4 * steps.mean()
 
 
-def drawn_maps(words: int = 2) -> Maps:
+def test_signed_colours_are_transparent_at_zero():
+    red, _, blue, alpha = SIGNED(np.linspace(0, 1, 11)).T
+    assert alpha[5] == 0
+    assert alpha[:5] == pytest.approx(alpha[:5:-1], abs=0.01)
+    assert (np.diff(alpha[5:]) > 0).all()
+    assert (blue[:5] > 2 * red[:5]).all()
+    assert (red[6:] > 2 * blue[6:]).all()
+
+
+def random_maps(words: tuple[str, ...] = ("word0", "word1")) -> Maps:
     """Maps without a model; every map has its own values."""
     rng = np.random.default_rng(0)
 
@@ -143,46 +153,104 @@ def drawn_maps(words: int = 2) -> Maps:
 
     stages = tuple(
         StageMaps(
-            96 // side, noise(side, side), noise(side, side), noise(words, side, side) - 0.5, noise(48, 48)
+            96 // side,
+            noise(side, side),
+            noise(side, side),
+            noise(len(words), side, side) - 0.5,
+            noise(48, 48),
         )
         for side in (24, 12, 6, 3)
     )
-    return Maps(stages, tuple(f"word{n}" for n in range(words)), noise(96, 96) - 0.5)
+    return Maps(stages, words, noise(96, 96) - 0.5)
+
+
+def map_axes(figure):
+    """The axes of the maps by label, such as "2 red": the grey image, and the map over it."""
+    return {axes.get_label(): axes for axes in figure.axes if axes.get_label()[0] in "1234"}
+
+
+def test_every_map_is_drawn_with_its_values_and_scale(image):
+    maps = random_maps()
+    drawn = map_axes(map_figure(image, "a circle", maps))
+    assert len(drawn) == 4 * 5
+    for number, stage in enumerate(maps.stages, 1):
+        own = {"$|F_{LV}|$": stage.aligned, "$|F_F|$": stage.fused, "read from $M_j$": stage.mask}
+        for title, values in own.items():
+            grey, heat = drawn[f"{number} {title}"].images
+            assert np.array_equal(heat.get_array(), values)
+            assert heat.get_cmap() == HEAT
+            assert heat.norm.vmax == pytest.approx(np.percentile(values, 99.5))
+            assert heat.norm.vmin == pytest.approx(0 if "M_j" in title else np.percentile(values, 1))
+            assert grey.get_array().mean() == pytest.approx(128, abs=3)
+        words = [drawn[f"{number} word{n}"].images[1] for n in range(2)]
+        assert all(np.array_equal(word.get_array(), stage.words[n]) for n, word in enumerate(words))
+        limit = np.percentile(np.abs(stage.words), 99)
+        assert [(word.norm.vmin, word.norm.vmax) for word in words] == [(-limit, limit)] * 2
+        assert all(word.get_cmap() == SIGNED for word in words)
+        tags = [text.get_text() for text in drawn[f"{number} read from $M_j$"].texts]
+        assert tags == [f"$M_{5 - number}$"]
 
 
 def difference(one: Image.Image, other: Image.Image) -> tuple[int, int, int, int]:
-    """The box in which two pictures of one size differ."""
+    """The box in which two images of one size differ."""
     box = ImageChops.difference(one, other).getbbox()
     assert box is not None
     return box
 
 
+LONG_WORDS = ("antidisestablishmentarianism", "w" * 40, "$5_x$", "a_b", *(f"word{n}" for n in range(16)))
+
+
 @pytest.mark.parametrize("size", [(200, 200), (60, 300), (640, 120), (5, 400), (400, 3), (1, 1)], ids=str)
 @pytest.mark.parametrize(
-    ("words", "sentence"),
-    [(0, "?!"), (2, "red circle"), (20, "unbelievably long sentence " * 8), (1, "W" * 200)],
+    ("words", "expression"),
+    [
+        ((), "?!"),
+        (("red", "circle"), "red circle"),
+        (LONG_WORDS, "unbelievably long $5_x$ expression " * 8),
+        (("w" * 200,), "W" * 200),
+    ],
     ids=["no-word", "two", "twenty", "one-long-word"],
 )
-def test_nothing_reaches_into_the_margin(size, words, sentence):
-    sheet = map_sheet(Image.new("RGB", size, (90, 120, 30)), sentence, drawn_maps(words))
+def test_nothing_overlaps_or_leaves_the_figure(size, words, expression):
+    figure = map_figure(Image.new("RGB", size, (90, 120, 30)), expression, random_maps(words))
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    sheet = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
     margin = 14
     inner = (margin, margin, sheet.width - margin, sheet.height - margin)
-    ground = Image.new("RGB", sheet.size, PAPER)
-    left, top, right, bottom = difference(sheet, ground)
+    left, top, right, bottom = difference(sheet, Image.new("RGB", sheet.size, PAPER))
     assert (left >= inner[0], top >= inner[1], right <= inner[2], bottom <= inner[3]) == (True,) * 4
 
+    boxes = [text.get_window_extent() for text in figure.texts]
+    boxes += [axes.get_window_extent() for axes in figure.axes]
+    for number, box in enumerate(boxes):
+        others = boxes[:number]
+        gaps = [max(box.x0 - o.x1, o.x0 - box.x1, box.y0 - o.y1, o.y0 - box.y1) for o in others]
+        assert min(gaps, default=0) > -1
+    assert min(text.get_fontsize() for text in figure.texts if text.get_text() not in ("", "…")) >= 7
 
-def test_a_map_is_drawn_once_in_its_own_place(picture):
-    maps = drawn_maps()
+
+def test_words_are_shortened_and_never_read_as_math(image):
+    figure = map_figure(image, "a $5_x$ b", random_maps(LONG_WORDS[:3]))
+    texts = {text.get_text(): text for text in figure.texts}
+    assert "antidisestablishmen…" in texts
+    assert not texts["$5_x$"].get_parse_math()
+    assert not texts["“a $5_x$ b”"].get_parse_math()
+    assert texts["$|F_{LV}|$"].get_parse_math()
+
+
+def test_a_changed_map_changes_its_own_place_only(image):
+    maps = random_maps()
     hot = np.zeros((6, 6), dtype=np.float32)
     hot[:, :3] = 1
     changed = dataclasses.replace(maps.stages[2], fused=hot)
     other = dataclasses.replace(maps, stages=(*maps.stages[:2], changed, maps.stages[3]))
-    before, after = (map_sheet(picture, "a circle", each) for each in (maps, other))
+    before, after = (map_sheet(image, "a circle", each) for each in (maps, other))
     left, top, right, bottom = difference(before, after)
     width, height = right - left, bottom - top
     assert 150 < width < 250
-    assert width / height == pytest.approx(picture.width / picture.height, rel=0.05)
+    assert width / height == pytest.approx(image.width / image.height, rel=0.05)
     cell = np.asarray(after.crop((left, top, right, bottom)), dtype=float).mean(axis=2)
     assert cell[:, : width // 4].mean() > 2 * cell[:, -width // 4 :].mean()
 
@@ -197,19 +265,6 @@ def test_constant_maps_are_drawn(value):
     assert sheet.mode == "RGB"
 
 
-def test_subscripts_are_smaller_and_letters_alone_stay():
-    assert symbol_width("F_LV", 40) < symbol_width("FLV", 40)
-    assert symbol_width("snake_case", 40) > symbol_width("snakecase", 40)
-    canvas = Canvas(200, 60)
-    canvas.symbol((0, 0), "M_4", 40)
-    assert canvas.image.getbbox() is not None
-
-
-@pytest.mark.parametrize("room", [40, 90, 400])
-def test_text_is_made_to_fit(room):
-    text, size = fit("antidisestablishmentarianism", 20, 13, room)
-    assert symbol_width(text, size) <= room
-    assert 13 <= size <= 20
-    lines = wrap(f"a {'W' * 30} of some words", 20, room)
-    assert all(symbol_width(line, 20) <= room for line in lines)
-    assert "".join(lines).replace(" ", "") == f"a{'W' * 30}ofsomewords"
+def test_a_character_without_a_glyph_is_drawn_without_a_warning(recwarn):
+    map_sheet(Image.new("RGB", (90, 90)), "the 圆", random_maps(("圆",)))
+    assert not recwarn.list

@@ -1,4 +1,4 @@
-"""The page: what it says is what the results say, and a browser shows it whole at any width."""
+"""The report page: its numbers match the results, and a browser shows all of it at any width."""
 
 from __future__ import annotations
 
@@ -18,31 +18,32 @@ from tfanet.errors import UserError
 from tfanet.weights import bundled
 from tfanet_engines.sidecar import model_sha256
 from tfanet_eval.cli.evaluate import main
-from tfanet_eval.jobs import EvaluationJob, run_job
 from tfanet_eval.report import charts
-from tfanet_eval.report.page import _same, write_report
+from tfanet_eval.report.entries import entries_of
+from tfanet_eval.report.page import write_report
 from tfanet_eval.results import read_results
+from tfanet_eval.runs import Request, run_splits
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 HARNESS = """<iframe src="report.html" style="width: {width}px; height: 3000px; border: 0"></iframe>
-<pre id="found"></pre><script>addEventListener("load", () => {{
+<pre id="measured"></pre><script>addEventListener("load", () => {{
 const page = document.querySelector("iframe").contentDocument, root = page.documentElement
-const shown = element => {{
+const visible = element => {{
   const box = element.getBoundingClientRect(); return box.width > 40 && box.height > 40 }}
-document.querySelector("#found").textContent = JSON.stringify({{
-  page: root.scrollWidth, room: root.clientWidth,
-  pictures: [...page.images].filter(picture => shown(picture) && picture.naturalWidth > 0).length,
-  charts: [...page.querySelectorAll("figure svg")].filter(shown).length,
-  letters: Math.min(...[...page.querySelectorAll("p, td, th, span, figcaption")].map(
+document.querySelector("#measured").textContent = JSON.stringify({{
+  page: root.scrollWidth, window: root.clientWidth,
+  images: [...page.images].filter(image => visible(image) && image.naturalWidth > 0).length,
+  charts: [...page.querySelectorAll("figure svg")].filter(visible).length,
+  smallest_font: Math.min(...[...page.querySelectorAll("p, td, th, span, figcaption")].map(
     element => parseFloat(getComputedStyle(element).fontSize))) }})
 }})</script>"""
 
 
 @pytest.fixture(scope="module")
 def evaluated(shapes_root, tmp_path_factory):
-    """Two engines on the same expressions of two splits: their files and their results files.
+    """Two engines evaluated on the same expressions of two splits: their files and their results files.
 
-    The bundled checkpoint, and one in which a convolution was disturbed.
+    The bundled checkpoint, and a copy with noise in one convolution.
     """
     folder = tmp_path_factory.mktemp("evaluated")
     model = load_model(bundled("tiny"))
@@ -51,15 +52,15 @@ def evaluated(shapes_root, tmp_path_factory):
         weight = next(p for name, p in model.named_parameters() if "decoder" in name and p.ndim == 4)
         weight += 0.5 * weight.std() * torch.randn_like(weight)
     save_model(model, folder / "other.safetensors")
-    engines, found = [bundled("tiny"), folder / "other.safetensors"], []
+    engines, files = [bundled("tiny"), folder / "other.safetensors"], []
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # threads that wait for one another on busy cores make a short test long
+    torch.set_num_threads(1)  # several threads on busy cores are slower
     for name, engine in zip("ab", engines, strict=True):
-        job = EvaluationJob(engine, None, shapes_root, "refcoco", ("val", "testA"), limit=8)
-        run_job(job, results=folder / f"{name}.jsonl")
-        found.append(folder / f"{name}.jsonl")
+        request = Request(engine, None, shapes_root, "refcoco", ("val", "testA"), limit=8)
+        run_splits(request, results=folder / f"{name}.jsonl")
+        files.append(folder / f"{name}.jsonl")
     torch.set_num_threads(threads)
-    return engines, found
+    return engines, files
 
 
 def by_digest(engines):
@@ -74,7 +75,7 @@ def page(evaluated, tmp_path_factory):
     return path
 
 
-def test_the_page_needs_nothing_but_itself(page):
+def test_page_is_self_contained(page):
     text = page.read_text()
     sources = re.findall(r'(?:src|href)="([^"#]*)', text)
     assert {source[:16] for source in sources if source} == {"data:image/jpeg;"}
@@ -82,20 +83,20 @@ def test_the_page_needs_nothing_but_itself(page):
     assert page.stat().st_size < 3e6
 
 
-def test_the_figures_are_those_of_the_results(evaluated, page):
+def test_metrics_match_the_results(evaluated, page):
     text = page.read_text()
     for file in evaluated[1]:
-        found = read_results(file)
-        ious = [r.intersection / r.union for r in found.records]
+        results = read_results(file)
+        ious = [r.intersection / r.union for r in results.records]
         assert f"<td>{100 * sum(ious) / len(ious):.2f}<small>" in text
-        overall = sum(r.intersection for r in found.records) / sum(r.union for r in found.records)
+        overall = sum(r.intersection for r in results.records) / sum(r.union for r in results.records)
         assert f"<td>{100 * overall:.2f}<small>" in text
-        assert found.run["engine_sha256"] in text
-    assert f"{len(found.records)} expressions" in text
+        assert results.run["engine_sha256"] in text
+    assert f"{len(results.records)} expressions" in text
     assert text.count("<caption>val</caption>") == text.count("<caption>testA</caption>") == 1
 
 
-def test_each_sheet_shows_its_samples_in_order(evaluated, page):
+def test_each_section_shows_its_samples_in_order(evaluated, page):
     text = unescape(page.read_text())
     (best, worst, changed) = (
         re.search(rf'<h2 id="{anchor}">.*?(?=<h2)', text, re.DOTALL)[0]
@@ -103,7 +104,7 @@ def test_each_sheet_shows_its_samples_in_order(evaluated, page):
     )
     first, second = (read_results(file).records for file in evaluated[1])
     ious = [[r.intersection / r.union for r in records] for records in (first, second)]
-    shown = [[float(x) for x in re.findall(r"<span>IoU ([\d.]+)</span>", sheet)] for sheet in (best, worst)]
+    shown = [[float(x) for x in re.findall(r"<span>IoU ([\d.]+)</span>", part)] for part in (best, worst)]
     assert shown[0][::2] == sorted(shown[0][::2], reverse=True)
     assert shown[0][0] == pytest.approx(max(ious[0]), abs=5e-4)
     assert shown[1][::2] == sorted(shown[1][::2])
@@ -112,9 +113,9 @@ def test_each_sheet_shows_its_samples_in_order(evaluated, page):
     assert first[most].text in re.search(r"<q>(.*?)</q>", changed)[1]
 
 
-@pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
+@pytest.mark.skipif(BROWSER is None, reason="Chromium is not installed")
 @pytest.mark.parametrize("width", [390, 1440])
-def test_a_browser_shows_it_whole(page, width):
+def test_a_browser_shows_the_complete_page(page, width):
     harness = page.with_name(f"harness-{width}.html")
     harness.write_text(HARNESS.format(width=width))
     done = subprocess.run(
@@ -125,15 +126,15 @@ def test_a_browser_shows_it_whole(page, width):
         capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    found = json.loads(unescape(re.search(r'<pre id="found">(.*?)</pre>', done.stdout)[1]))
+    measured = json.loads(unescape(re.search(r'<pre id="measured">(.*?)</pre>', done.stdout)[1]))
     text = page.read_text()
-    assert found["page"] == found["room"] <= width
-    assert found["pictures"] == text.count("<img ") >= 3 * 4 * 3
-    assert found["charts"] == 3
-    assert found["letters"] >= 12
+    assert measured["page"] == measured["window"] <= width
+    assert measured["images"] == text.count("<img ") >= 3 * 4 * 3
+    assert measured["charts"] == 3
+    assert measured["smallest_font"] >= 12
 
 
-def test_visualize_are_left_out_with_the_reason(evaluated, tmp_path):
+def test_missing_engine_leaves_out_images_with_the_reason(evaluated, tmp_path):
     engines, files = evaluated
     path = tmp_path / "report.html"
     write_report(path, [read_results(file) for file in files], by_digest(engines[:1]))
@@ -142,14 +143,14 @@ def test_visualize_are_left_out_with_the_reason(evaluated, tmp_path):
     assert "the files of other.safetensors were not given" in text
 
 
-def test_sentences_are_no_markup(evaluated, tmp_path):
-    found = read_results(evaluated[1][0])
-    named = dataclasses.replace(found, run=found.run | {"engine": "<b>bold</b>.onnx"})
+def test_names_are_escaped(evaluated, tmp_path):
+    results = read_results(evaluated[1][0])
+    named = dataclasses.replace(results, run=results.run | {"engine": "<b>bold</b>.onnx"})
     write_report(tmp_path / "report.html", [named])
     assert "<b>" not in (tmp_path / "report.html").read_text()
 
 
-def test_results_of_other_expressions_do_not_stand_beside_them(evaluated, tmp_path):
+def test_results_of_other_expressions_are_rejected(evaluated, tmp_path):
     first, second = (read_results(file) for file in evaluated[1])
     path = tmp_path / "report.html"
     cases = [
@@ -163,14 +164,15 @@ def test_results_of_other_expressions_do_not_stand_beside_them(evaluated, tmp_pa
     for other, message in cases:
         with pytest.raises(UserError, match=message):
             write_report(path, [first, other])
-    turned = dataclasses.replace(second, records=second.records[::-1])
-    assert [one.records for one in _same([first, turned])] == [first.records, second.records]
-    with pytest.raises(UserError, match="another file than the engines that were evaluated"):
+    reversed_order = dataclasses.replace(second, records=second.records[::-1])
+    entries = entries_of([first, reversed_order], {})
+    assert [entry.results.records for entry in entries] == [first.records, second.records]
+    with pytest.raises(UserError, match="is not one of the evaluated engines"):
         write_report(path, [first], by_digest([evaluated[1][1]]))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_command_writes_the_page(command, evaluated, tmp_path):
+def test_report_command_writes_the_page(command, evaluated, tmp_path):
     engines, files = evaluated
     drift = tmp_path / "drift.svg"
     drift.write_text('<?xml version="1.0"?><svg viewBox="0 0 9 9"><text>M_4</text></svg>')
@@ -180,7 +182,7 @@ def test_the_command_writes_the_page(command, evaluated, tmp_path):
     assert "<text>M_4</text>" in (tmp_path / "out.html").read_text()
 
 
-def test_an_evaluation_is_shown_beside_its_reference(command, evaluated, shapes_root, tmp_path):
+def test_report_compares_an_evaluation_with_its_reference(command, evaluated, shapes_root, tmp_path):
     engines, _ = evaluated
     done = command(
         main, "--engine", engines[1], "--reference", engines[0], "--data", shapes_root, "--limit", 4,
@@ -188,21 +190,21 @@ def test_an_evaluation_is_shown_beside_its_reference(command, evaluated, shapes_
     )  # fmt: skip
     assert "wrote out.html" in done.out
     text = (tmp_path / "out.html").read_text()
-    found = json.loads((tmp_path / "all.json").read_text())["splits"]["val"]
+    val = json.loads((tmp_path / "all.json").read_text())["splits"]["val"]
     rows = re.findall(r"</span>(\S+)</th>\s*(?:<td>.*?</td>\s*)+</tr>", text)
     assert rows == ["tiny.safetensors", "other.safetensors"]
     for key in ("reference_metrics", "metrics"):
-        assert f"<td>{100 * found[key]['mIoU']:.2f}<small>" in text
+        assert f"<td>{100 * val[key]['mIoU']:.2f}<small>" in text
     assert '<h2 id="changed">' in text
     assert not re.search(r"\bnan\b", re.sub(r"base64,[\w+/=]+", "", text), re.IGNORECASE)
 
 
-def test_mistakes_end_in_one_line(command, evaluated, tmp_path):
+def test_user_errors_are_one_line(command, evaluated, tmp_path):
     (tmp_path / "no.svg").write_text("<svg><script>1</script></svg>")
     cases = [
         (["none.jsonl"], "none.jsonl"),
         ([evaluated[1][0], "-o", "out.pdf"], "must end in .html"),
-        ([evaluated[1][0], "--drift", "no.svg"], "no drawing"),
+        ([evaluated[1][0], "--drift", "no.svg"], "is not an SVG of tfanet-eval drift"),
     ]
     assert "must end in .html" in command(main, "--report", "out.png").err
     for arguments, message in cases:
@@ -213,27 +215,27 @@ def test_mistakes_end_in_one_line(command, evaluated, tmp_path):
         assert not (tmp_path / "report.html").exists()
 
 
-def test_charts_of_one_page_do_not_share_names():
+def test_charts_of_one_page_do_not_share_ids():
     import numpy as np
 
     engines = [("a", np.array([0.1, 0.5, 0.9])), ("b", np.array([0.2]))]
-    drawn = [
+    svgs = [
         charts.iou_histogram(engines),
         charts.precision_curve(engines),
         charts.latency_distribution(engines),
     ]
-    ids = [name for svg in drawn for name in re.findall(r'id="([^"]+)"', svg)]
+    ids = [name for svg in svgs for name in re.findall(r'id="([^"]+)"', svg)]
     assert len(ids) == len(set(ids))
-    for svg in drawn:
-        named = set(re.findall(r'id="([^"]+)"', svg))
+    for svg in svgs:
+        defined = set(re.findall(r'id="([^"]+)"', svg))
         used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', svg))
-        assert used <= named
+        assert used <= defined
         assert "currentColor" in svg
         assert "#123456" not in svg
 
 
-def test_one_record_is_enough(evaluated, tmp_path):
-    found = read_results(evaluated[1][0])
-    one = dataclasses.replace(found, records=(record(0, intersection=0, union=9),))
+def test_report_of_one_record(evaluated, tmp_path):
+    results = read_results(evaluated[1][0])
+    one = dataclasses.replace(results, records=(record(0, intersection=0, union=9),))
     write_report(tmp_path / "report.html", [one])
-    assert "1 expression, 1 picture ·" in (tmp_path / "report.html").read_text()
+    assert "1 expression, 1 image ·" in (tmp_path / "report.html").read_text()

@@ -1,1 +1,1 @@
-"""FP16 drift: which block of the model adds which error, and which blocks to keep in FP32."""
+"""FP16 error block by block, and the blocks to keep FP32."""

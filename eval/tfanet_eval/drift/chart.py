@@ -1,68 +1,80 @@
-"""The drift of every block, drawn: which error enters where, and how it grows."""
+"""The chart of `tfanet-eval drift`: which error enters in each block, and how it accumulates."""
 
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from tfanet_eval.drift.measure import BlockDrift, RelativeError
-from tfanet_eval.svg import FAINT, INK, Drawing
+import numpy as np
 
-_OWN, _HALF, _ONNX, _BAD = "#9db7d9", "#1f5fa8", "#2e8b57", "#c62828"
-_LEFT, _RIGHT, _TOP, _ROW, _WIDTH = 190, 110, 96, 21, 900
-_FLOOR, _CEILING = -5, 0
-"""Exponents of ten at the ends of the axis."""
+from tfanet_eval.report.svg import STYLE, to_svg
+
+if TYPE_CHECKING:
+    from matplotlib.axis import Axis
+    from matplotlib.figure import Figure
+
+    from tfanet_eval.drift.measure import BlockDrift
+
+_OWN, _HALF, _ONNX, _OVERFLOW = "#9db7d9", "#1f5fa8", "#2e8b57", "#c62828"
+_RANGE = (1e-5, 1.0)
+"""The ends of the axis; an overflow reaches the right end."""
 
 
 def draw(drifts: Sequence[BlockDrift], title: str) -> str:
-    """An SVG with a row for each block: a bar for its own error, dots for what has gathered."""
-    height = _TOP + _ROW * len(drifts) + 30
-    sheet = Drawing(_WIDTH, height, title)
-    sheet.text(24, 32, title, 16, bold=True)
-    _legend(sheet, with_onnx=any(d.onnx for d in drifts))
-    bottom = _TOP + _ROW * len(drifts)
-    for exponent in range(_FLOOR, _CEILING + 1):
-        x = _x(10.0**exponent)
-        sheet.line([(x, _TOP - 6), (x, bottom)], "#e4e6ea")
-        sheet.text(x, bottom + 18, f"{100 * 10.0**exponent:g} %", 11, FAINT, anchor="middle")
-    for i, drift in enumerate(drifts):
-        _row(sheet, drift, _TOP + _ROW * i)
-    return sheet.render()
+    """`drift_figure` as SVG."""
+    return to_svg(drift_figure(drifts, title), title)
 
 
-def _legend(sheet: Drawing, *, with_onnx: bool) -> None:
-    x = 24.0
-    entries = [(_OWN, "enters here"), (_HALF, "gathered, FP16 arithmetic"), (_ONNX, "gathered, ONNX Runtime")]
-    for colour, text in [*entries[: 3 if with_onnx else 2], (_BAD, "overflow: NaN or infinity")]:
-        sheet.box(x, 50, 14, 14, colour, colour)
-        sheet.text(x + 21, 61.5, text, 12.5)
-        x += 40 + 6.9 * len(text)
-    sheet.text(24, 84, "Root mean square error relative to the FP32 output, logarithmic.", 11.5, FAINT)
-    sheet.text(_WIDTH - _RIGHT + 10, 84, "gathered", 11.5, FAINT)
+def drift_figure(drifts: Sequence[BlockDrift], title: str) -> Figure:
+    """One row per block: a bar for the error that enters, markers and a number for the accumulated error."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
+    rows = np.arange(len(drifts))
+    own = np.array([drift.own.value for drift in drifts])
+    half = np.array([drift.half.value for drift in drifts])
+    onnx = np.array([drift.onnx.value if drift.onnx else math.nan for drift in drifts])
+    title_lines = textwrap.wrap(title, 90)
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(9.4, 1.2 + 0.22 * len(title_lines) + 0.22 * len(drifts)))
+        figure.set_layout_engine("constrained", w_pad=0.15, h_pad=0.1)
+        figure.suptitle("\n".join(title_lines), x=0.015, ha="left", size=12, weight="bold", parse_math=False)
+        axes = figure.subplots()
+        axes.barh(rows, own.clip(*_RANGE), 0.7, color=np.where(np.isfinite(own), _OWN, _OVERFLOW))
+        handles = [Patch(color=_OWN, label="enters in this block")]
+        for errors, colour, runtime in ((half, _HALF, "FP16 arithmetic"), (onnx, _ONNX, "ONNX Runtime")):
+            finite = np.isfinite(errors)
+            values, places, label = errors[finite].clip(*_RANGE), rows[finite], f"accumulated, {runtime}"
+            if errors is half or not np.isnan(onnx).all():
+                handles += axes.plot(
+                    values, places, "o", color=colour, mec="white", markersize=7, label=label, clip_on=False
+                )
+        handles.append(Patch(color=_OVERFLOW, label="overflow: NaN or infinity"))
+        figure.legend(handles=handles, loc="outside lower left", ncols=4)
+        axes.set(xscale="log", xlim=_RANGE, ylim=(len(drifts) - 0.4, -0.6))
+        axes.set(xlabel="root mean square error relative to the FP32 output", axisbelow=True)
+        axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
+        axes.minorticks_off()
+        axes.grid(axis="x", alpha=0.6)
+        axes.grid(axis="y", visible=False)
+        axes.set_yticks(rows, [drift.name for drift in drifts])
+        axes.tick_params(axis="y", left=False)
+        right = axes.secondary_yaxis("right")
+        right.spines["right"].set_visible(False)
+        right.set_yticks(
+            rows, [f"{100 * error:.3g} %" if math.isfinite(error) else "overflows" for error in half]
+        )
+        right.tick_params(right=False)
+        axes.text(1.013, 1, "accumulated", transform=axes.transAxes, va="bottom", color="#6b6e76")
+        _mark_overflow(axes.yaxis, own)
+        _mark_overflow(right.yaxis, half)
+    return figure
 
 
-def _row(sheet: Drawing, drift: BlockDrift, top: float) -> None:
-    overflows = not math.isfinite(drift.own.value)
-    colour = _BAD if overflows else INK
-    sheet.text(_LEFT - 12, top + 14.5, drift.name, 12, colour, anchor="end", bold=overflows)
-    fill = _BAD if overflows else _OWN
-    sheet.box(_LEFT, top + 3, max(_x(drift.own.value) - _LEFT, 1), _ROW - 6, fill, fill)
-    if not math.isfinite(drift.half.value):
-        sheet.text(_WIDTH - _RIGHT + 10, top + 14.5, "overflows", 11.5, _BAD, bold=overflows)
-    else:
-        sheet.text(_WIDTH - _RIGHT + 10, top + 14.5, f"{100 * drift.half.value:.3g} %", 11.5, FAINT)
-    _dot(sheet, drift.half, _HALF, top)
-    if drift.onnx is not None:
-        _dot(sheet, drift.onnx, _ONNX, top)
-
-
-def _dot(sheet: Drawing, error: RelativeError, colour: str, top: float) -> None:
-    x = _x(error.value)
-    if math.isfinite(error.value):
-        sheet.box(x - 4, top + 6, 8, 9, colour, "#ffffff")
-
-
-def _x(error: float) -> float:
-    place = math.log10(error) if 0 < error < math.inf else (_CEILING if error else _FLOOR)
-    share = (min(max(place, _FLOOR), _CEILING) - _FLOOR) / (_CEILING - _FLOOR)
-    return _LEFT + share * (_WIDTH - _LEFT - _RIGHT)
+def _mark_overflow(axis: Axis, errors: np.ndarray) -> None:
+    for label, error in zip(axis.get_ticklabels(), errors, strict=True):
+        if not math.isfinite(error):
+            label.set(color=_OVERFLOW, fontweight="bold")

@@ -1,4 +1,4 @@
-"""The blocks of a half model in TensorRT: a plan that gives their outputs, run where there is a GPU."""
+"""A TensorRT plan of the half model that also outputs every block; it runs if there is a GPU."""
 
 from __future__ import annotations
 
@@ -29,28 +29,29 @@ _ONE = (1, 1, 1)
 
 @contextmanager
 def plan_with_blocks(model: TFANet, keep_fp32: Collection[str] = ()) -> Iterator[tuple[Run | None, str]]:
-    """A function that runs the half model's plan on this machine's GPU and gives its blocks' outputs; where
-    that cannot be, None and the reason.
+    """Yields a function that runs the half model's plan on this GPU and returns its blocks' outputs.
+
+    Without a usable GPU it yields None and the reason.
     """
     options = BuildOptions(target="current", batch=_ONE)
-    why_none = ""
+    unusable = ""
     try:
         capabilities_for(find_backend("auto"), options)
     except UserError as error:
-        why_none = str(error)
-    if why_none:
-        yield None, why_none
+        unusable = str(error)
+    if unusable:
+        yield None, unusable
         return
     with tempfile.TemporaryDirectory() as folder:
         plan, blocks = build_plan_with_blocks(model, Path(folder), options, keep_fp32)
         extra = [spec for specs in blocks.values() for spec in specs]
-        engine = PlanEngine(plan, contexts=1, cuda_graphs=False, extra=extra)
+        engine = PlanEngine(plan, lanes=1, graphs=False, extra=extra)
         with engine:
 
             def run(pair: Pair) -> dict[str, list[Tensor]]:
-                found = engine.extra_outputs(pair.image[None], pair.tokens[None])
+                outputs = engine.look(pair.image[None], pair.tokens[None])
                 return {
-                    name: [torch.from_numpy(found[spec.name]) for spec in specs]
+                    name: [torch.from_numpy(outputs[spec.name]) for spec in specs]
                     for name, specs in blocks.items()
                 }
 
@@ -60,17 +61,17 @@ def plan_with_blocks(model: TFANet, keep_fp32: Collection[str] = ()) -> Iterator
 def build_plan_with_blocks(
     model: TFANet, folder: Path, options: BuildOptions, keep_fp32: Collection[str] = ()
 ) -> tuple[Path, dict[str, list[TensorSpec]]]:
-    """The plan of the half model with every block's output as one of its own, and these by block."""
+    """Build the half model's plan with every block's output as an extra output; returns both."""
     half = deployment_model(model, fp16=True, keep_fp32=keep_fp32)
     proto, names = trace_with_blocks(half, "gpu")
     proto.metadata_props.add(key=CONFIG_KEY, value=model.config.to_json())
     if keep_fp32:
         proto.metadata_props.add(key=KEEP_FP32_KEY, value=" ".join(keep_fp32))
-    path = folder / "watched.onnx"
+    path = folder / "blocks.onnx"
     with written_onnx(proto, path, path):
-        wanted = [name for some in names.values() for name in some]
+        extra = [name for block in names.values() for name in block]
         report = build_plan(
-            path, folder / "watched.plan", options, extra_outputs=wanted, rebuild="tfanet-export trt --fp16"
+            path, folder / "blocks.plan", options, extra_outputs=extra, rebuild="tfanet-export trt --fp16"
         )
     specs = {name: TensorSpec(name, dtype, (BATCH, *shape[1:])) for name, dtype, shape in report.bindings}
     return report.plan, {block: [specs[name] for name in some] for block, some in names.items()}

@@ -1,1 +1,1 @@
-"""Maps of what the model computes for one image and expression: features, word affinities, masks."""
+"""Maps inside the model for one image and expression (features, word affinities, masks), and their figure."""

@@ -1,237 +1,231 @@
-"""One figure of `tfanet_eval.maps.Maps`: the picture and the answer, then stage by stage every map."""
+"""The figure of a model's maps for one image and expression, drawn with matplotlib."""
 
 from __future__ import annotations
 
 import math
+import textwrap
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import Colormap, LinearSegmentedColormap, ListedColormap, Normalize
+from matplotlib.figure import Figure
 from PIL import Image
 
-from tfanet.data.preprocess import logits_to_size
-from tfanet.visualize import FAINT, PREDICTION, lettering, overlay
-from tfanet_eval.maps.canvas import Canvas, Place, fit, wrap
+from tfanet.data.images import logits_to_size
+from tfanet.visualize import FAINT, INK, PAPER, overlay
 
 if TYPE_CHECKING:
-    from tfanet_eval.maps.trace import Maps, StageMaps
+    from tfanet_eval.maps.trace import Maps
 
-_HEAT = (
-    (6, 23, 63), (54, 36, 116), (130, 33, 142), (212, 3, 108),
-    (249, 78, 71), (255, 143, 61), (255, 196, 97), (255, 241, 178),
-)  # fmt: skip
-"""Colours from low to high at even steps of lightness, so that equal steps of a map look equal."""
-_OPAQUE = 0.75
-"""How much of those colours covers the grey picture."""
-_NEGATIVE, _POSITIVE = (20, 120, 220), (245, 110, 20)
+HEAT = ListedColormap(colormaps["inferno"](np.linspace(0.1, 1, 256), alpha=0.75))
+"""Low to high in even steps of lightness; the grey image shows through."""
+SIGNED = LinearSegmentedColormap.from_list(
+    "signed", [(0, "#1478dcee"), (0.5, "#1478dc00"), (0.5, "#f56e1400"), (1, "#f56e14ee")], N=255
+)
+"""Blue below 0, orange above, transparent at 0."""
 
-_SIDE, _LONGEST = 200, 320
-"""A map has about `_SIDE` squared pixels, and no side beyond `_LONGEST`."""
-_NARROWEST, _LOWEST = 118, 76
-"""The least width of a column and height of a row: room for the words beside narrow and low maps."""
-_MARGIN, _SEAM, _GAP, _LABEL, _HEADING, _LINE = 32, 8, 30, 96, 56, 38
-_TITLE, _TEXT, _NOTE, _LEAST = 30, 20, 16, 13
-_WORDS_BESIDE = 5
-"""Words that stand beside the other maps; more of them go below."""
-
-
-def heat(values: np.ndarray) -> np.ndarray:
-    """Values 0..1 [H, W], clipped, -> RGB 0..255 float [H, W, 3], dark blue to pale yellow."""
-    steps = np.linspace(0, 1, len(_HEAT))
-    return np.stack([np.interp(values, steps, channel) for channel in zip(*_HEAT, strict=True)], axis=-1)
+_FAINT, _INK, _PAPER = ("#{:02x}{:02x}{:02x}".format(*rgb) for rgb in (FAINT, INK, PAPER))
+# Lengths and font sizes are in pixels: at 72 dots per inch a point is a pixel.
+_MARGIN, _SEAM, _GAP, _LABELS, _HEADING, _LINE, _KEY = 32, 8, 28, 100, 50, 36, 450
+_TITLE, _TEXT, _NOTE = 26, 17, 13
+_SIDE, _LONGEST = 160, 256
+"""A map has about `_SIDE` squared pixels, and no side longer than `_LONGEST`."""
+_MIN_WIDTH, _MIN_HEIGHT = 118, 76
+"""The smallest width of a column and height of a row, so that headings and stage labels have room."""
+_WORDS_BESIDE = 6
+"""Words to the right of the stage maps; more words go into blocks below."""
 
 
 @dataclass(frozen=True)
-class _Column:
-    """One kind of map at all stages."""
+class Column:
+    """One kind of map: its headings, then for each stage the values [H, W], their scale and a tag."""
 
-    note: str
+    source: str
     title: str
-    cells: Sequence[Image.Image]
-    tags: Sequence[str] = ()
+    values: Sequence[np.ndarray]
+    scales: Sequence[Normalize]
+    colours: Colormap
+    tags: Sequence[str] = ("",) * 4
 
 
-@dataclass(frozen=True)
-class _Grid:
-    """Where the maps stand: a step to the next column and to the next row."""
-
-    across: int
-    down: int
-
-    def draw(self, canvas: Canvas, columns: Sequence[_Column], place: Place) -> None:
-        """The columns with their headings, the first at `place`."""
-        for number, column in enumerate(columns):
-            left = place[0] + number * self.across
-            title, size = fit(column.title, _TEXT, _LEAST, self.across - _SEAM)
-            canvas.symbol((left, place[1]), column.note, _NOTE, FAINT)
-            canvas.symbol((left, place[1] + 23), title, size)
-            for row, cell in enumerate(column.cells):
-                corner = (left, place[1] + _HEADING + row * self.down)
-                canvas.paste(cell, corner)
-                if column.tags:
-                    canvas.tag(column.tags[row], corner, cell.size)
-
-    def label(self, canvas: Canvas, stages: Sequence[StageMaps], place: Place) -> None:
-        """What stands before each row: the stage, its stride and the size of its maps."""
-        for number, stage in enumerate(stages):
-            left, top = place[0], place[1] + _HEADING + number * self.down
-            height, width = stage.fused.shape
-            canvas.write((left, top), f"stage {number + 1}", _TEXT)
-            canvas.write((left, top + 28), f"stride {stage.stride}", _NOTE, FAINT)
-            canvas.write((left, top + 50), f"{width} x {height}", _NOTE, FAINT)
+def stage_columns(maps: Maps) -> list[Column]:
+    """|F_LV|, |F_F| and M_j, each map on its own scale; without those that the model does not have."""
+    aligned = [stage.aligned for stage in maps.stages if stage.aligned is not None]
+    fused = [stage.fused for stage in maps.stages]
+    masks = [stage.mask for stage in maps.stages if stage.mask is not None]
+    columns = [
+        Column("KPS, eq. 15", "$|F_{LV}|$", aligned, [_own_scale(values) for values in aligned], HEAT),
+        Column("KFS, eq. 22", "$|F_F|$", fused, [_own_scale(values) for values in fused], HEAT),
+        Column(
+            "KIS, eq. 25-26", "read from $M_j$", masks, [_own_scale(values, 0.0) for values in masks], HEAT,
+            [f"$M_{len(masks) - i}$" for i in range(len(masks))],
+        ),
+    ]  # fmt: skip
+    return [column for column in columns if column.values]
 
 
-def map_sheet(picture: Image.Image, sentence: str, maps: Maps) -> Image.Image:
-    """The figure as an RGB picture: stages by rows; |F_LV|, |F_F|, M_j and each word's F_f by columns.
+def word_columns(maps: Maps) -> list[Column]:
+    """F_f of every word; the words of a stage share one scale, symmetric about 0."""
+    stacks = [stage.words for stage in maps.stages if stage.words is not None and len(stage.words)]
+    limits = [float(np.percentile(np.abs(stack), 99)) or 1.0 for stack in stacks]
+    scales = [Normalize(-limit, limit) for limit in limits]
+    return [
+        Column("KPS, eq. 16: $F_f$", word, [stack[n] for stack in stacks], scales, SIGNED)
+        for n, word in enumerate(maps.words if stacks else ())
+    ]
 
-    What the model has no maps of is left out.
+
+def _own_scale(values: np.ndarray, low: float | None = None) -> Normalize:
+    """From `low`, or the lowest value, to the highest, without outliers."""
+    lowest = float(np.percentile(values, 1)) if low is None else low
+    return Normalize(lowest, max(lowest, float(np.percentile(values, 99.5))))
+
+
+def map_sheet(image: Image.Image, expression: str, maps: Maps) -> Image.Image:
+    """`map_figure` as an RGB image."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # such a character is drawn as a box
+        canvas = FigureCanvasAgg(map_figure(image, expression, maps))
+        canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+
+
+def map_figure(image: Image.Image, expression: str, maps: Maps) -> Figure:
+    """Image and prediction; then stages by rows and |F_LV|, |F_F|, M_j and each word's F_f by columns.
+
+    The `Axes` of a map are labelled with row and title, as in "2 red", and hold the grey image and the map.
     """
-    size = _thumbnail(picture.size)
-    plain = picture.convert("RGB").resize(size, Image.Resampling.LANCZOS)
-    grid = _Grid(max(size[0], _NARROWEST) + _SEAM, max(size[1], _LOWEST) + _SEAM)
-    columns, words = _stage_columns(plain, maps), _word_columns(plain, maps)
-    beside, after = words[:_WORDS_BESIDE], words[_WORDS_BESIDE:]
-    gap = _GAP if words else 0
-    width = 2 * _MARGIN + _LABEL + (2 + len(columns) + len(beside)) * grid.across + gap
-    room = width - 2 * _MARGIN
-    below = _chunks(after, (room - _LABEL) // grid.across)
+    size = _map_size(image.size)
+    across, down = max(size[0], _MIN_WIDTH) + _SEAM, max(size[1], _MIN_HEIGHT) + _SEAM
+    columns, words = stage_columns(maps), word_columns(maps)
+    first = columns + words[:_WORDS_BESIDE]
+    room = _LABELS + (2 + len(first)) * across + _GAP * bool(words)
+    per_block = (room - _LABELS) // across
+    starts = [*range(_WORDS_BESIDE, len(words), per_block), len(words)]
+    blocks = [first, *(words[start:end] for start, end in pairwise(starts))]
+    title = textwrap.wrap(f"“{' '.join(expression.split())}”", int(room / (0.6 * _TITLE)))
+    from_zero = " ($M_j$ from 0)" if maps.stages[0].mask is not None else ""
+    keys = [(f"low to high, each map by itself{from_zero}", HEAT)]
+    keys += [("negative, 0, positive: each stage by itself", SIGNED)] if words else []
+    keys_per_row = max(1, room // _KEY)
 
-    title = wrap(f"“{' '.join(sentence.split())}”", _TITLE, room)
-    legend = _legend(room, maps.stages[0].mask is not None, bool(words))
+    block = _HEADING + len(maps.stages) * down + _GAP
     top = _MARGIN + _LINE * len(title)
-    block = _HEADING + len(maps.stages) * grid.down + _GAP
-    bottom = top + block * (1 + len(below))
-
-    canvas = Canvas(width, bottom + 30 * len(legend) + _MARGIN // 2)
+    bottom = top + block * len(blocks)
+    sheet = _Sheet(room + 2 * _MARGIN, bottom + 28 * -(-len(keys) // keys_per_row) + _MARGIN // 2)
     for number, line in enumerate(title):
-        canvas.write((_MARGIN, _MARGIN - 8 + _LINE * number), line, _TITLE)
-    _draw_answer(canvas, picture, maps, size, (_MARGIN, top + _HEADING), 2 * grid.down)
-    left = _MARGIN + 2 * grid.across
-    grid.label(canvas, maps.stages, (left, top))
-    grid.draw(canvas, columns, (left + _LABEL, top))
-    grid.draw(canvas, beside, (left + _LABEL + len(columns) * grid.across + gap, top))
-    for number, chunk in enumerate(below, 1):
-        grid.label(canvas, maps.stages, (_MARGIN, top + number * block))
-        grid.draw(canvas, chunk, (_MARGIN + _LABEL, top + number * block))
-    _draw_legend(canvas, legend, bottom)
-    return canvas.image
+        sheet.text(_MARGIN, _MARGIN - 6 + _LINE * number, line, _TITLE, room=room, parse_math=False)
+    _draw_images(sheet, image, maps, size, top + _HEADING, 2 * down)
+    grey = _grey(image, size)
+    for number, members in enumerate(blocks):
+        left, head = _MARGIN + (0 if number else 2 * across), top + number * block
+        _draw_labels(sheet, maps, left, head + _HEADING, down)
+        for place, column in enumerate(members):
+            gap = _GAP if number == 0 and place >= len(columns) else 0
+            _draw_column(sheet, column, grey, left + _LABELS + place * across + gap, head, down)
+    for number, (text, colours) in enumerate(keys):
+        row, place = divmod(number, keys_per_row)
+        _draw_key(sheet, colours, text, _MARGIN + place * _KEY, bottom + 28 * row)
+    return sheet.figure
 
 
-def _thumbnail(size: tuple[int, int]) -> tuple[int, int]:
-    """The size of a map over a picture of `size`."""
+class _Sheet:
+    """A figure in which everything is placed by its left and top edge in pixels."""
+
+    def __init__(self, width: int, height: int) -> None:
+        self.width, self.height = width, height
+        self.figure = Figure((width / 72, height / 72), dpi=72, facecolor=_PAPER)
+        FigureCanvasAgg(self.figure)  # to measure text
+
+    def axes(self, left: float, top: float, size: tuple[int, int], label: str) -> Axes:
+        """Axes of `size` (width, height) without ticks, in pixels from the upper left corner."""
+        (width, height), bottom = size, self.height - top - size[1]
+        box = (left / self.width, bottom / self.height, width / self.width, height / self.height)
+        axes = self.figure.add_axes(box, label=label, xlim=(0, width), ylim=(height, 0))
+        axes.set_axis_off()
+        return axes
+
+    def text(
+        self, left: float, top: float, text: str, size: int, colour: str = _INK, *, room: float, **more: Any
+    ) -> None:
+        """One line; a smaller font keeps it within `room` pixels."""
+        place = (left / self.width, 1 - top / self.height)
+        line = self.figure.text(*place, text, size=size, color=colour, va="top", **more)
+        line.set_fontsize(size * min(1.0, 0.98 * room / line.get_window_extent().width))
+
+
+def _draw_images(
+    sheet: _Sheet, image: Image.Image, maps: Maps, size: tuple[int, int], top: float, step: float
+) -> None:
+    """The image, and `step` pixels below it the image with the predicted mask; each covers 2 x 2 maps."""
+    size = (2 * size[0] + _SEAM // 2, 2 * size[1] + _SEAM)
+    large = image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
+    mask = logits_to_size(maps.logits, size[1], size[0]) > 0
+    for number, (label, drawn) in enumerate((("image", large), ("prediction", overlay(large, mask)))):
+        axes = sheet.axes(_MARGIN, top + number * step, size, label)
+        axes.imshow(np.asarray(drawn), aspect="auto")
+        _tag(axes, label)
+
+
+def _draw_column(sheet: _Sheet, column: Column, grey: np.ndarray, left: float, top: float, down: int) -> None:
+    """The headings, and below them one map for each stage."""
+    height, width = grey.shape
+    room, word, title = max(width, _MIN_WIDTH), column.colours is SIGNED, column.title
+    if word and len(title) > room // 8:
+        title = f"{title[: room // 8]}…"
+    sheet.text(left, top, column.source, _NOTE, _FAINT, room=room)
+    sheet.text(left, top + 20, title, _TEXT, room=room, parse_math=not word)
+    for row, (values, scale, tag) in enumerate(zip(column.values, column.scales, column.tags, strict=True)):
+        axes = sheet.axes(left, top + _HEADING + row * down, (width, height), f"{row + 1} {column.title}")
+        _imshow(axes, grey, "gray", Normalize(0, 255))
+        _imshow(axes, values, column.colours, scale)
+        _tag(axes, tag)
+
+
+def _draw_labels(sheet: _Sheet, maps: Maps, left: float, top: float, down: int) -> None:
+    """Each row's stage, its stride and the size of its maps."""
+    for row, stage in enumerate(maps.stages):
+        height, width = stage.fused.shape
+        sheet.text(left, top + row * down, f"stage {row + 1}", _TEXT, room=_LABELS)
+        note = f"stride {stage.stride}\n{width} × {height}"
+        sheet.text(left, top + row * down + 26, note, _NOTE, _FAINT, room=_LABELS)
+
+
+def _draw_key(sheet: _Sheet, colours: Colormap, text: str, left: float, top: float) -> None:
+    axes = sheet.axes(left, top, (120, 16), "key")
+    _imshow(axes, np.full((1, 1), 128), "gray", Normalize(0, 255))
+    _imshow(axes, np.linspace(0, 1, 256)[None], colours, Normalize(0, 1))
+    sheet.text(left + 130, top + 1, text, _NOTE, _FAINT, room=_KEY - 150)
+
+
+def _imshow(axes: Axes, values: np.ndarray, colours: str | Colormap, scale: Normalize) -> None:
+    box = (*axes.get_xlim(), *axes.get_ylim())
+    axes.imshow(values, colours, scale, extent=box, aspect="auto", interpolation="bicubic")
+
+
+def _tag(axes: Axes, text: str) -> None:
+    """A light label in the upper left corner."""
+    if text:
+        box = {"boxstyle": "round", "facecolor": _PAPER, "edgecolor": "none"}
+        axes.text(9, 9, text, va="top", size=_NOTE, color=_INK, bbox=box)
+
+
+def _map_size(size: tuple[int, int]) -> tuple[int, int]:
+    """Width and height of the maps of an image of `size`."""
     ratio = math.sqrt(size[0] / size[1])
     width, height = _SIDE * ratio, _SIDE / ratio
     shrink = min(1.0, _LONGEST / max(width, height))
     return max(1, round(width * shrink)), max(1, round(height * shrink))
 
 
-def _stage_columns(plain: Image.Image, maps: Maps) -> list[_Column]:
-    columns = []
-    aligned = [_heated(plain, stage.aligned) for stage in maps.stages if stage.aligned is not None]
-    if aligned:
-        columns.append(_Column("KPS, eq. 15", "|F_LV|", aligned))
-    columns.append(_Column("KFS, eq. 22", "|F_F|", [_heated(plain, stage.fused) for stage in maps.stages]))
-    masks = [_heated(plain, stage.mask, low=0.0) for stage in maps.stages if stage.mask is not None]
-    if masks:
-        tags = [f"M_{len(masks) - i}" for i in range(len(masks))]
-        columns.append(_Column("KIS, eq. 25-26", "read from M_j", masks, tags))
-    return columns
-
-
-def _word_columns(plain: Image.Image, maps: Maps) -> list[_Column]:
-    stacks = [stage.words for stage in maps.stages if stage.words is not None]
-    if not stacks:
-        return []
-    cells = [_signed_row(plain, stack) for stack in stacks]
-    return [
-        _Column("KPS, eq. 16: F_f" if n in (0, _WORDS_BESIDE) else "", word, [row[n] for row in cells])
-        for n, word in enumerate(maps.words)
-    ]
-
-
-def _upsampled(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    return np.asarray(Image.fromarray(values.astype(np.float32)).resize(size, Image.Resampling.BICUBIC))
-
-
-def _heated(plain: Image.Image, values: np.ndarray, low: float | None = None) -> Image.Image:
-    """`values` [H, W] over the grey picture, from their own lowest (or `low`) to their own highest."""
-    smooth = _upsampled(values, plain.size)
-    lowest = np.percentile(smooth, 1) if low is None else low
-    highest = np.percentile(smooth, 99.5)
-    share = (smooth - lowest) / max(highest - lowest, 1e-12)
-    return _blend(plain, heat(share.clip(0, 1)), np.full(share.shape, _OPAQUE))
-
-
-def _signed_row(plain: Image.Image, stack: np.ndarray) -> list[Image.Image]:
-    """[n, H, W] -> n pictures with one scale: blue below 0, orange above, the grey picture at 0."""
-    smooth = [_upsampled(values, plain.size) for values in stack]
-    scale = max(float(np.percentile(np.abs(smooth), 99)), 1e-12) if smooth else 1.0
-    return [_signed(plain, values / scale) for values in smooth]
-
-
-def _signed(plain: Image.Image, share: np.ndarray) -> Image.Image:
-    colour = np.where(share[..., None] < 0, _NEGATIVE, _POSITIVE)
-    return _blend(plain, colour, 0.88 * np.abs(share).clip(0, 1) ** 0.8)
-
-
-def _blend(plain: Image.Image, colour: np.ndarray, weight: np.ndarray) -> Image.Image:
-    """`colour` [H, W, 3] laid with `weight` [H, W], 0..1, over the picture in grey."""
-    grey = np.asarray(plain.convert("L"), dtype=float)[..., None]
-    # Every picture around middle grey: colours read alike over a dark one and a bright one.
-    grey = (128 + 0.8 * (grey - grey.mean())).clip(0, 255)
-    mixed = weight[..., None] * colour + (1 - weight[..., None]) * grey
-    return Image.fromarray(np.rint(mixed).astype(np.uint8))
-
-
-def _draw_answer(
-    canvas: Canvas, picture: Image.Image, maps: Maps, thumbnail: tuple[int, int], place: Place, step: int
-) -> None:
-    """The picture, and the object found `step` pixels below, each as large as four maps."""
-    size = (2 * thumbnail[0] + _SEAM // 2, 2 * thumbnail[1] + _SEAM)
-    large = picture.convert("RGB").resize(size, Image.Resampling.LANCZOS)
-    mask = logits_to_size(maps.logits, size[1], size[0]) > 0
-    for number, (name, drawn) in enumerate((("picture", large), ("object found", overlay(large, mask)))):
-        corner = (place[0], place[1] + number * step)
-        canvas.paste(drawn, corner)
-        canvas.tag(name, corner, size)
-
-
-def _chunks(columns: Sequence[_Column], length: int) -> list[Sequence[_Column]]:
-    return [columns[start : start + length] for start in range(0, len(columns), length)]
-
-
-_Entry = tuple[str, str, int]
-"""Of the legend: the kind of swatch, the text, the left edge."""
-
-
-def _legend(room: int, masks: bool, words: bool) -> list[list[_Entry]]:
-    """Lines of entries that take at most `room` pixels each."""
-    entries = [("heat", f"low to high, each map by itself{' (M from 0)' if masks else ''}")]
-    entries += [("signed", "negative, 0, positive: each stage by itself")] if words else []
-    entries += [("found", "the object found")]
-    lines: list[list[_Entry]] = [[]]
-    left = 0
-    for kind, text in entries:
-        needed = 130 + round(lettering(_NOTE).getlength(text))
-        if lines[-1] and left + needed > room:
-            lines.append([])
-            left = 0
-        lines[-1].append((kind, text, _MARGIN + left))
-        left += needed + 36
-    return lines
-
-
-def _draw_legend(canvas: Canvas, lines: Sequence[Sequence[_Entry]], top: int) -> None:
-    size = (120, 16)
-    grey = Image.new("RGB", size, (128, 128, 128))
-    ramp = np.broadcast_to(np.linspace(0, 1, size[0]), size[::-1])
-    swatches = {
-        "heat": _blend(grey, heat(ramp), np.full(ramp.shape, _OPAQUE)),
-        "signed": _signed(grey, 2 * ramp - 1),
-        "found": Image.new("RGB", size, PREDICTION),
-    }
-    for number, entries in enumerate(lines):
-        for kind, text, left in entries:
-            canvas.paste(swatches[kind], (left, top + 30 * number + 2))
-            canvas.write((left + size[0] + 10, top + 30 * number), text, _NOTE, FAINT)
+def _grey(image: Image.Image, size: tuple[int, int]) -> np.ndarray:
+    """The image in grey, float [H, W], 0..255, mean about 128: colours read alike over dark and bright."""
+    grey = np.asarray(image.convert("L").resize(size, Image.Resampling.LANCZOS), dtype=float)
+    return (128 + 0.8 * (grey - grey.mean())).clip(0, 255)

@@ -1,14 +1,14 @@
-"""What a model holds inside while it reads one picture and one sentence, as maps to look at.
+"""Maps inside a model for one image and one expression.
 
 At stage i, with j = 5 - i:
 
 - F_LV, equation 15 (Knowledge Plus Stage): its norm over the channels.
-- F_f, equation 16 (the same stage): the affinity of each word to each pixel, with its sign. The convolution
-  that reads it may take either sign for the object.
+- F_f, equation 16 (the same stage): the affinity of each word to each pixel, signed. The convolution
+  that reads it may use either sign for the object.
 - F_F, equation 22 (Knowledge Fusion Stage): its norm over the channels.
-- M_j, equations 25 and 26 (Knowledge Intensification Stage): the probability of the object that the
-  decoder's last layers read from M_j alone. They are trained on M_4, whose reading is the model's answer;
-  what they read from M_1 to M_3 shows where the answer comes from, and is no mask that the model would give.
+- M_j, equations 25 and 26 (Knowledge Intensification Stage): the probability of the object, computed by the
+  decoder's last layers from M_j alone. These layers are trained on M_4, and M_4 gives the model's prediction.
+  The maps of M_1 to M_3 show where the prediction comes from; the model does not output them.
 """
 
 from __future__ import annotations
@@ -37,33 +37,33 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StageMaps:
-    """The float32 maps of one stage; None where the model has no such part."""
+    """The float32 maps of one stage; None where the model lacks the part."""
 
     stride: int
-    """Pixels of the model's image along each side of one element of `fused`."""
+    """Input pixels per element of `fused`, along each axis."""
     fused: np.ndarray
     """|F_F| [H_i, W_i], at least 0."""
     aligned: np.ndarray | None
     """|F_LV| [H_i, W_i], at least 0."""
     words: np.ndarray | None
-    """F_f [n, H_i, W_i], for each word the mean over its pieces."""
+    """F_f [n, H_i, W_i]; a word's map is the mean over its tokens."""
     mask: np.ndarray | None
-    """The reading of M_j [2 H_1, 2 W_1], 0..1."""
+    """The probability read from M_j [2 H_1, 2 W_1], 0..1."""
 
 
 @dataclass(frozen=True)
 class Maps:
-    """The maps of the four stages, finest first, and the answer."""
+    """The maps of the four stages, finest first, and the prediction."""
 
     stages: tuple[StageMaps, ...]
     words: tuple[str, ...]
-    """The n words of the sentence that have letters or digits, without SOT and EOT."""
+    """The n words of the expression that contain a letter or digit, without SOT and EOT."""
     logits: np.ndarray
-    """float32 [S, S]; the object is where they are above 0."""
+    """float32 [S, S]; the predicted mask is `logits > 0`."""
 
     @property
     def absent(self) -> str:
-        """The maps that this model cannot give, and why; empty for the full model."""
+        """The maps that this model does not have, and why; empty for the full model."""
         parts = []
         if self.stages[0].aligned is None:
             parts.append("F_LV and the words (it has no MLAM)")
@@ -72,98 +72,98 @@ class Maps:
         return " and ".join(parts)
 
 
-def trace(model: TFANet, picture: Image.Image, sentence: str) -> Maps:
-    """The maps of `model`, which is in evaluation mode, for one picture and sentence.
+def trace(model: TFANet, image: Image.Image, expression: str) -> Maps:
+    """The maps of `model`, which must be in evaluation mode, for one image and expression.
 
-    Raises `UserError` when the sentence is empty or longer than the model's context.
+    Raises `UserError` if the expression is empty or longer than the model's context.
     """
     config, device = model.config, model.image_mean.device
-    tokens = tokenize([sentence], config.token_length, strict=True)
-    image = resize_image(picture, config.image_size)
-    watched: dict[str, nn.Module] = {"decoder": model.decoder}
+    tokens = tokenize([expression], config.token_length, strict=True)
+    pixels = resize_image(image, config.image_size)
+    hooked: dict[str, nn.Module] = {"decoder": model.decoder}
     for i, plus in enumerate(model.plus):
         if isinstance(plus, KnowledgePlus):
-            watched |= {f"aligned {i}": plus.expand_image, f"affinity {i}": plus.local}
+            hooked |= {f"aligned {i}": plus.expand_image, f"affinity {i}": plus.local}
 
-    with torch.inference_mode(), _inputs_of(watched) as seen:
-        logits = model(torch.tensor(image[None], device=device), torch.tensor(tokens, device=device))
-        fused, words, valid = seen["decoder"]
+    with torch.inference_mode(), _hook_inputs(hooked) as inputs:
+        logits = model(torch.tensor(pixels[None], device=device), torch.tensor(tokens, device=device))
+        fused, words, valid = inputs["decoder"]
         masks: list[Tensor] = []
         if isinstance(model.decoder, WFDM):
-            masks = _readings(model.decoder, model.decoder.strata(fused, words, valid))
+            masks = _read_masks(model.decoder, model.decoder.strata(fused, words, valid))
 
-    labels, pieces = spell(tokens[0])
+    words_of_expression, positions = split_words(tokens[0])
     stages = []
     for i, feature in enumerate(fused):
-        (aligned,), (affinity,) = (seen.get(f"{name} {i}", (None,)) for name in ("aligned", "affinity"))
+        (aligned,), (affinity,) = (inputs.get(f"{name} {i}", (None,)) for name in ("aligned", "affinity"))
         stages.append(
             StageMaps(
                 stride=config.image_size // feature.shape[2],
                 fused=_array(feature[0].norm(dim=0)),
                 aligned=None if aligned is None else _array(aligned[0].norm(dim=0)),
-                words=None if affinity is None else _by_word(_array(affinity[0]), pieces),
+                words=None if affinity is None else _by_word(_array(affinity[0]), positions),
                 mask=_array(masks[-1 - i][0, 0]) if masks else None,
             )
         )
-    return Maps(tuple(stages), labels, _array(logits[0]))
+    return Maps(tuple(stages), words_of_expression, _array(logits[0]))
 
 
 @contextmanager
-def _inputs_of(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, tuple[Any, ...]]]:
-    """What each of `modules` is called with while the block runs, by name."""
-    seen: dict[str, tuple[Any, ...]] = {}
+def _hook_inputs(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, tuple[Any, ...]]]:
+    """The positional arguments of each module's last call inside the `with` block, by name."""
+    inputs: dict[str, tuple[Any, ...]] = {}
 
     def keep(name: str) -> Any:
-        def hook(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-            seen[name] = inputs
+        def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
+            inputs[name] = args
 
         return hook
 
     handles = [module.register_forward_pre_hook(keep(name)) for name, module in modules.items()]
     try:
-        yield seen
+        yield inputs
     finally:
         for handle in handles:
             handle.remove()
 
 
-def _readings(decoder: WFDM, strata: list[Tensor]) -> list[Tensor]:
-    """M_1..M_4 through what follows M_4 in `WFDM.forward`, up to its scores: [1, 1, 2 H_1, 2 W_1] each."""
+def _read_masks(decoder: WFDM, strata: list[Tensor]) -> list[Tensor]:
+    """M_1..M_4 each through the layers after M_4 in `WFDM.forward`: probabilities [1, 1, 2 H_1, 2 W_1]."""
     height, width = strata[-1].shape[2:]
-    readings = []
+    masks = []
     for stratum in strata:
         mask = decoder.refine[0](resize(stratum, (height, width)))
         mask = decoder.refine[1](resize(mask, (2 * height, 2 * width)))
-        readings.append(decoder.score_map(mask).sigmoid())
-    return readings
+        masks.append(decoder.score_map(mask).sigmoid())
+    return masks
 
 
 def _array(tensor: Tensor) -> np.ndarray:
     return tensor.float().cpu().numpy()
 
 
-def _by_word(affinity: np.ndarray, pieces: list[list[int]]) -> np.ndarray:
+def _by_word(affinity: np.ndarray, positions: list[list[int]]) -> np.ndarray:
     """[L, H, W] by token -> [n, H, W] by word."""
-    maps = [affinity[positions].mean(axis=0) for positions in pieces]
+    maps = [affinity[tokens].mean(axis=0) for tokens in positions]
     return np.stack(maps) if maps else affinity[:0]
 
 
-def spell(tokens: np.ndarray) -> tuple[tuple[str, ...], list[list[int]]]:
-    """The words of one row of `tokenize`, int64 [L], and the positions of each word's pieces in it.
+def split_words(tokens: np.ndarray) -> tuple[tuple[str, ...], list[list[int]]]:
+    """The words of one row of `tokenize`, int64 [L], and the positions of each word's tokens in the row.
 
-    What bears neither letter nor digit is no word.
+    Punctuation (neither letter nor digit) is left out.
     """
     tokenizer = _tokenizer()
     end = int(tokens.argmax())  # EOT has the largest id
-    words, places, start = [], [], 1
-    for place in range(1, end):
-        if tokenizer.decoder[int(tokens[place])].endswith("</w>"):
-            word = tokenizer.decode([int(token) for token in tokens[start : place + 1]]).strip()
+    words, positions, start = [], [], 1
+    for position in range(1, end):
+        if tokenizer.decoder[int(tokens[position])].endswith("</w>"):
+            word = tokenizer.decode([int(token) for token in tokens[start : position + 1]]).strip()
             if any(character.isalnum() for character in word):
                 words.append(word)
-                places.append(list(range(start, place + 1)))
-            start = place + 1
-    return tuple(words), places
+                positions.append(list(range(start, position + 1)))
+            start = position + 1
+    return tuple(words), positions
 
 
 @lru_cache(maxsize=1)

@@ -1,1 +1,1 @@
-"""The HTML report: results as tables, charts and example images."""
+"""The HTML report: entries (the evaluations), then tables, charts and images of them, then the page."""
