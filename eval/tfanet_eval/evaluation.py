@@ -252,7 +252,7 @@ class _Pass:
                     image=expression.image_id,
                     ref=expression.ref_id,
                     sentence=expression.sent_id,
-                    text=expression.sentence,
+                    text=expression.text,
                     intersection=intersection,
                     union=union,
                     area=np.count_nonzero(target) / target.size,
@@ -302,4 +302,4 @@ def _tokenize(dataset: ReferDataset, samples: Sequence[int], length: int, shuffl
     if shuffle:
         permutation = derangement([dataset[i].image_id for i in range(len(dataset))])
         samples = [int(permutation[index]) for index in samples]
-    return tokenize([dataset[index].sentence for index in samples], length)
+    return tokenize([dataset[index].text for index in samples], length)

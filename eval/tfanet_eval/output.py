@@ -131,7 +131,8 @@ def _write_files(
         write_sheet(job, outputs.sheet, f"{job.engine.name} · {job.data_name} {job.splits[0]}")
         say(f"wrote {outputs.sheet}")
     if outputs.report is not None:
-        from tfanet_eval.report.page import results_of, write_report
+        from tfanet_eval.report.entries import results_of
+        from tfanet_eval.report.page import write_report
 
         with working(f"drawing {outputs.report.name}"):
             results = results_of(job, evaluations)

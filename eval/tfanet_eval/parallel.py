@@ -108,9 +108,9 @@ def run_in_ranks(
     if job.engine.suffix != ".safetensors":
         other = "" if job.engine.suffix == ".plan" else "; for others there is --workers"
         raise UserError(f"torchrun divides the evaluation of a .safetensors, not of {job.engine}{other}")
-    from tfanet.training.processes import joined
+    from tfanet.training.processes import join_processes
 
-    with joined(_device()) as (processes, _), open_job(job) as opened:
+    with join_processes(_device()) as (processes, _), open_job(job) as opened:
         start = start_job(job, results, resume, processes.world)
         _gather(processes, start)
         label = f"{job.data_name}, process 1 of {processes.world},"
@@ -120,9 +120,9 @@ def run_in_ranks(
 
 def follow_rank_0() -> None:
     """Run this rank's part of the job that rank 0 sends."""
-    from tfanet.training.processes import joined
+    from tfanet.training.processes import join_processes
 
-    with joined(_device()) as (processes, _):
+    with join_processes(_device()) as (processes, _):
         start: JobPart = _gather(processes, None)[0]
         with open_job(start.job) as opened:
             evaluations = run_part(opened, replace(start, part=(processes.rank, processes.world)))

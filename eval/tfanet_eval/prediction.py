@@ -57,9 +57,9 @@ def prediction_cells(engine: Engine, dataset: ReferDataset, count: int) -> list[
     for index in evenly_spaced(len(dataset), count):
         sample = dataset[index]
         image, target = dataset.image(sample), dataset.mask(sample) > 0
-        mask = predict(engine, image, sample.sentence, strict=False) > 0
+        mask = predict(engine, image, sample.text, strict=False) > 0
         iou = SegmentationMetrics().update(mask, target)
-        cells.append(Cell(image, sample.sentence, mask, target, iou))
+        cells.append(Cell(image, sample.text, mask, target, iou))
     return cells
 
 

@@ -40,7 +40,7 @@ class Boxes:
     def __getitem__(self, index: int) -> Expression:
         image = index // 2
         return Expression(
-            ref_id=image, ann_id=image, image_id=image, sent_id=index, sentence=f"box {image}",
+            ref_id=image, ann_id=image, image_id=image, sent_id=index, text=f"box {image}",
             image_path=Path("none"), height=self.height, width=self.width, category="box",
         )  # fmt: skip
 

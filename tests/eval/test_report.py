@@ -18,11 +18,11 @@ from tfanet.errors import UserError
 from tfanet.weights import bundled
 from tfanet_engines.sidecar import model_sha256
 from tfanet_eval.cli.evaluate import main
+from tfanet_eval.jobs import EvaluationJob, run_job
 from tfanet_eval.report import charts
 from tfanet_eval.report.entries import entries_of
 from tfanet_eval.report.page import write_report
 from tfanet_eval.results import read_results
-from tfanet_eval.runs import Request, run_splits
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 HARNESS = """<iframe src="report.html" style="width: {width}px; height: 3000px; border: 0"></iframe>
@@ -56,8 +56,8 @@ def evaluated(shapes_root, tmp_path_factory):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # several threads on busy cores are slower
     for name, engine in zip("ab", engines, strict=True):
-        request = Request(engine, None, shapes_root, "refcoco", ("val", "testA"), limit=8)
-        run_splits(request, results=folder / f"{name}.jsonl")
+        job = EvaluationJob(engine, None, shapes_root, "refcoco", ("val", "testA"), limit=8)
+        run_job(job, results=folder / f"{name}.jsonl")
         files.append(folder / f"{name}.jsonl")
     torch.set_num_threads(threads)
     return engines, files

@@ -45,11 +45,11 @@ def plan_with_blocks(model: TFANet, keep_fp32: Collection[str] = ()) -> Iterator
     with tempfile.TemporaryDirectory() as folder:
         plan, blocks = build_plan_with_blocks(model, Path(folder), options, keep_fp32)
         extra = [spec for specs in blocks.values() for spec in specs]
-        engine = PlanEngine(plan, lanes=1, graphs=False, extra=extra)
+        engine = PlanEngine(plan, contexts=1, cuda_graphs=False, extra=extra)
         with engine:
 
             def run(pair: Pair) -> dict[str, list[Tensor]]:
-                outputs = engine.look(pair.image[None], pair.tokens[None])
+                outputs = engine.extra_outputs(pair.image[None], pair.tokens[None])
                 return {
                     name: [torch.from_numpy(outputs[spec.name]) for spec in specs]
                     for name, specs in blocks.items()

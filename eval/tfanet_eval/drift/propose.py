@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from tfanet.data.images import logits_to_size
+from tfanet.data.preprocess import logits_to_size
 from tfanet.model import TFANet
 from tfanet_eval.drift.measure import Pair
 from tfanet_eval.metrics import SegmentationMetrics

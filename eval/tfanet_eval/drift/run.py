@@ -15,8 +15,9 @@ from tfanet.errors import VerificationError
 from tfanet.files import write_json, write_text
 from tfanet.model import TFANet
 from tfanet_eval.drift.chart import draw
-from tfanet_eval.drift.measure import BlockDrift, Pair, Proposal, by_error, measure, propose
+from tfanet_eval.drift.measure import BlockDrift, Pair, by_error, measure
 from tfanet_eval.drift.plan import plan_with_blocks
+from tfanet_eval.drift.propose import Proposal, propose
 from tfanet_eval.tables import show
 from tfanet_export.precision import Precision
 
@@ -80,7 +81,7 @@ def load_pairs(model: TFANet, dataset: ReferDataset, count: int) -> list[Pair]:
     """`count` samples, evenly spaced because neighbours in the data set share their image."""
     indices = sorted({i * len(dataset) // count for i in range(min(count, len(dataset)))})
     expressions = [dataset[i] for i in indices]
-    tokens = tokenize([e.sentence for e in expressions], model.config.token_length)
+    tokens = tokenize([e.text for e in expressions], model.config.token_length)
     return [
         Pair(resize_image(dataset.image(e), model.config.image_size), row, dataset.mask(e))
         for e, row in zip(expressions, tokens, strict=True)

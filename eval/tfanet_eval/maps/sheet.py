@@ -18,7 +18,7 @@ from matplotlib.colors import Colormap, LinearSegmentedColormap, ListedColormap,
 from matplotlib.figure import Figure
 from PIL import Image
 
-from tfanet.data.images import logits_to_size
+from tfanet.data.preprocess import logits_to_size
 from tfanet.visualize import FAINT, INK, PAPER, overlay
 
 if TYPE_CHECKING:

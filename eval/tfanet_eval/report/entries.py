@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 
 from tfanet.errors import UserError
+from tfanet_eval.analysis import pair_records
 from tfanet_eval.evaluation import Evaluation
+from tfanet_eval.jobs import EvaluationJob, environment
 from tfanet_eval.metrics import convention_named
-from tfanet_eval.results import Record, Results, paired
-from tfanet_eval.runs import Request, environment
+from tfanet_eval.results import Record, Results
 
 COLOURS = ("#0a84d6", "#d9730d", "#1f9d55", "#a347ba", "#c8323c", "#7a7f87")
 """One per engine, with similar contrast on white and on near black."""
@@ -75,31 +76,31 @@ def _in_same_order(results: Sequence[Results]) -> list[Results]:
         raise UserError("a report needs at least one results file")
     first, ordered = results[0], []
     for other in results:
-        pairing = paired(first, other)
+        pairing = pair_records(first, other)
         if pairing.only_first or pairing.only_second:
             raise UserError(f"{other.path} and {first.path} are not of the same expressions")
         ordered.append(dataclasses.replace(other, records=tuple(record for _, record in pairing.pairs)))
     return ordered
 
 
-def results_of(request: Request, evaluations: Mapping[str, Evaluation]) -> list[Results]:
-    """The evaluations that `run_splits` returned, as input of a report; a reference comes first."""
-    run = request.description
-    where = environment(max(evaluation.cost.processes for evaluation in evaluations.values()))
+def results_of(job: EvaluationJob, evaluations: Mapping[str, Evaluation]) -> list[Results]:
+    """The evaluations that `run_job` returned, as input of a report; a reference comes first."""
+    run = job.description
+    where = environment(max(evaluation.timing.processes for evaluation in evaluations.values()))
     records = tuple(record for evaluation in evaluations.values() for record in evaluation.records)
-    results = [Results(request.engine, run, where, records)]
-    if request.reference is not None:
+    results = [Results(job.engine, run, where, records)]
+    if job.reference is not None:
         reference_run = run | {
             "engine": run["reference"], "engine_sha256": run["reference_sha256"], "precision": "fp32",
             "reference": None, "reference_sha256": None,
         }  # fmt: skip
         reference_records = tuple(_of_reference(record) for record in records)
-        results.insert(0, Results(request.reference, reference_run, where, reference_records))
+        results.insert(0, Results(job.reference, reference_run, where, reference_records))
     return results
 
 
 def _of_reference(record: Record) -> Record:
     """The reference's result for the same expression; its latency was not measured."""
-    assert record.against is not None
-    counts = {"intersection": record.against.intersection, "union": record.against.union}
-    return dataclasses.replace(record, **counts, ms=math.nan, against=None)
+    assert record.reference is not None
+    counts = {"intersection": record.reference.intersection, "union": record.reference.union}
+    return dataclasses.replace(record, **counts, ms=math.nan, reference=None)
