@@ -161,7 +161,7 @@ def test_a_precision_file_of_other_weights_is_refused(sound, tmp_path):
     with pytest.raises(UserError, match="made for other weights"):
         export_onnx(sound, tmp_path / "a.onnx", fp16=True, precision_file=Precision.read(tmp_path / "p.json"))
     (tmp_path / "p.json").write_text('{"weights": 1}')
-    with pytest.raises(UserError, match="is no precision file"):
+    with pytest.raises(UserError, match="is not a precision file"):
         Precision.read(tmp_path / "p.json")
 
 

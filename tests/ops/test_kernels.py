@@ -48,11 +48,11 @@ def check(made, capability):
 
 
 def test_cases_cover_every_kernel(cases):
-    found = {name: case.kernel.__name__.removesuffix("_kernel") for name, case in cases.items()}
-    assert {name: found[name] for names in KERNELS.values() for name in names} == {
+    kernel_of = {name: case.kernel.__name__.removesuffix("_kernel") for name, case in cases.items()}
+    assert {name: kernel_of[name] for names in KERNELS.values() for name in names} == {
         name: kernel for kernel, names in KERNELS.items() for name in names
     }
-    assert set(found.values()) == KERNELS.keys()
+    assert set(kernel_of.values()) == KERNELS.keys()
     files = Path(ops.__file__).parent.glob("*_triton.py")
     defined = {name for file in files for name in re.findall(r"^def (\w+)_kernel\(", file.read_text(), re.M)}
     assert defined == KERNELS.keys()
