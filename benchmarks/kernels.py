@@ -11,15 +11,12 @@ import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from report import Table
 
 from tfanet.console import say
 from tfanet.errors import UserError
-
-if TYPE_CHECKING:
-    import triton
 
 CAPABILITIES = ("8.0", "8.9", "9.0", "12.0")
 """A100, RTX 40, H100 and H200, RTX 50."""
@@ -39,7 +36,8 @@ class Case(NamedTuple):
     """A kernel at the sizes of one call: its constexpr arguments and its warps."""
 
     name: str
-    kernel: triton.JITFunction
+    kernel: Any
+    """A `triton.JITFunction`."""
     constants: Mapping[str, Any]
     num_warps: int
 
