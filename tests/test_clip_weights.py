@@ -1,4 +1,4 @@
-"""CLIP text towers: features equal to open_clip's own, weights in every form, one line for mistakes."""
+"""CLIP text towers: features equal open_clip's, every form of weights loads, errors are one line."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tfanet.data.preprocess import tokenize
 from tfanet.errors import UserError
 from tfanet.text import TextEncoder
 
-SENTENCES = [
+EXPRESSIONS = [
     "left",
     "a photo of a small red circle",
     "hey! the man in the blue-striped shirt",
@@ -25,11 +25,11 @@ SENTENCES = [
 ]
 SMALL = "ViT-S-32"
 NO_IMAGES = {"image_size": 32, "patch_size": 32, "width": 64, "layers": 1}
-"""An image part of next to no size, for CLIPs of which only the text part matters."""
+"""A tiny image part, for tests of the text part."""
 
 
 def build_clip(name: str) -> Any:
-    """open_clip's own CLIP of this name with random weights, its biases and norms random too."""
+    """open_clip's CLIP of this name with random weights, biases and norms included."""
     torch.manual_seed(0)
     clip: Any = open_clip.create_model(name, pretrained=None, vision_cfg=NO_IMAGES).eval()
     with torch.no_grad():
@@ -40,37 +40,37 @@ def build_clip(name: str) -> Any:
 
 
 def on_meta(name: str) -> TextEncoder:
-    """An encoder without memory, for what fails before any weight is copied."""
+    """An encoder on the meta device, for failures before any weight is copied."""
     with torch.device("meta"):
         return TextEncoder(name)
 
 
 def openai_archive(tower: nn.Module) -> Any:
-    """The tower in the form of OpenAI's own files: a TorchScript archive in FP16."""
+    """The tower in the form of OpenAI's files: a TorchScript archive in FP16."""
     tokens = torch.zeros(1, 77, dtype=torch.long)
     traced: Any = torch.jit.trace(tower, tokens, check_trace=False)
     return traced.half()
 
 
 @pytest.mark.parametrize("name", ["ViT-B-16", "ViT-B-16-quickgelu", "ViT-L-14"])
-def test_words_and_sentence_are_open_clips(name):
-    """Words are what open_clip's `ln_final` gives, the sentence is its row at EOT.
+def test_features_equal_open_clips(name):
+    """Words equal the output of open_clip's `ln_final`, the sentence feature its row at EOT.
 
-    The largest difference seen was 1.3e-6 (ViT-B-16), 1.4e-6 (-quickgelu) and 1.7e-6 (ViT-L-14), with values
+    The largest difference was 1.3e-6 (ViT-B-16), 1.4e-6 (-quickgelu) and 1.7e-6 (ViT-L-14), with values
     up to 4.0.
     """
     clip = build_clip(name)
     encoder = TextEncoder(name).eval()
     weights = clip.state_dict()
     encoder.tower.load_state_dict({key: weights[key] for key in encoder.tower.state_dict()})
-    seen: list[Tensor] = []
-    clip.ln_final.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    outputs: list[Tensor] = []
+    clip.ln_final.register_forward_hook(lambda module, inputs, output: outputs.append(output))
     for length in (17, 22):
-        tokens = torch.from_numpy(tokenize(SENTENCES, length))
+        tokens = torch.from_numpy(tokenize(EXPRESSIONS, length))
         with torch.inference_mode():
             embedding = clip.encode_text(nn.functional.pad(tokens, (0, 77 - length)))
             words, sentence, valid = encoder(tokens)
-        expected = seen.pop()
+        expected = outputs.pop()
         assert valid.sum(1).tolist() == [3, 9, 12, length]
         assert torch.equal(valid.sum(1) - 1, tokens.argmax(1))
         torch.testing.assert_close(words.mT[valid], expected[:, :length][valid], rtol=0, atol=1e-5)
@@ -81,18 +81,18 @@ def test_words_and_sentence_are_open_clips(name):
 
 
 @pytest.mark.parametrize("length", [17, 22])
-def test_tokens_are_open_clips(length):
-    """SOT and EOT count, a sentence that is too long ends with EOT, and padding is id 0."""
-    expected = open_clip.get_tokenizer("ViT-L-14", context_length=length)(SENTENCES)
-    tokens = torch.from_numpy(tokenize(SENTENCES, length))
+def test_tokens_equal_open_clips(length):
+    """The length includes SOT and EOT, an expression that is too long ends with EOT, padding is id 0."""
+    expected = open_clip.get_tokenizer("ViT-L-14", context_length=length)(EXPRESSIONS)
+    tokens = torch.from_numpy(tokenize(EXPRESSIONS, length))
     assert torch.equal(tokens, expected)
     assert tokens[:, 0].eq(49406).all()
     assert tokens[-1, -1] == 49407
     assert tokens[0].tolist() == [49406, 1823, 49407] + [0] * (length - 3)
 
 
-def test_what_padding_stands_for_does_not_matter(random_model):
-    """Id 0 pads. Where no word has that id, any embedding of it gives the same mask."""
+def test_embedding_of_padding_does_not_change_the_logits(random_model):
+    """Padding is id 0; if no word has that id, its embedding has no effect."""
     torch.manual_seed(0)
     size = random_model.config.image_size
     image = torch.randint(0, 256, (2, size, size, 3), dtype=torch.uint8)
@@ -108,7 +108,7 @@ def test_what_padding_stands_for_does_not_matter(random_model):
         assert not torch.allclose(changed(image, tokens), expected, rtol=0, atol=1e-6)
 
 
-def test_quick_gelu_is_another_tower():
+def test_quick_gelu_towers_have_another_activation():
     plain, quick = (
         {type(module).__name__ for module in on_meta(name).modules()} & {"GELU", "QuickGELU"}
         for name in ("ViT-B-16", "ViT-B-16-quickgelu")
@@ -148,7 +148,7 @@ def test_every_form_of_checkpoint_is_read(clip, tmp_path, form):
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::torch.jit.TracerWarning")
-def test_openais_own_archive_is_read(tmp_path):
+def test_openais_archive_is_read(tmp_path):
     """TorchScript in FP16, and only for a tower with the activation that OpenAI trained with."""
     torch.manual_seed(1)
     source = TextEncoder("ViT-B-32-quickgelu").tower
@@ -167,7 +167,7 @@ def test_openais_own_archive_is_read(tmp_path):
 
 @pytest.fixture(scope="module")
 def files(clip, tmp_path_factory):
-    """File name -> path of files that are no checkpoint of the tower they are given to."""
+    """File name -> path of files that are invalid for the tower that they are loaded into."""
     folder = tmp_path_factory.mktemp("files")
     state = text_of(clip)
     save_file(state, folder / "clip.safetensors")
@@ -191,11 +191,11 @@ def files(clip, tmp_path_factory):
         (SMALL, "nowhere.pt", "neither a file nor a pretrained tag of ViT-S-32"),
         (SMALL, "folder", "neither a file nor a pretrained tag"),
         (SMALL, "empty.pt", "is empty"),
-        (SMALL, "garbage.pt", "damaged or no CLIP checkpoint"),
-        (SMALL, "cut.safetensors", "damaged or no CLIP checkpoint"),
-        (SMALL, "list.pt", "damaged or no CLIP checkpoint"),
-        (SMALL, "epoch.pt", "holds no state dict of a CLIP"),
-        (SMALL, "vmamba.safetensors", r"no checkpoint of ViT-S-32: 148 parameters are missing"),
+        (SMALL, "garbage.pt", "damaged or not a CLIP checkpoint"),
+        (SMALL, "cut.safetensors", "damaged or not a CLIP checkpoint"),
+        (SMALL, "list.pt", "damaged or not a CLIP checkpoint"),
+        (SMALL, "epoch.pt", "has no CLIP state dict"),
+        (SMALL, "vmamba.safetensors", r"not a checkpoint of ViT-S-32: 148 parameters are missing"),
         (SMALL, "half.safetensors", r"1 parameters are missing \['ln_final.bias'\], 0 unknown"),
         (SMALL, "deeper.safetensors", r"0 parameters are missing \[\], 1 unknown \['transformer.resblocks"),
         ("ViT-B-32", "clip.safetensors", r"another CLIP than ViT-B-32: .* is \[384\], this .* \[512\]"),
@@ -203,7 +203,7 @@ def files(clip, tmp_path_factory):
         ("ViT-B-16-quickgelu", "laion2b_s34b_b88k", r"nor a pretrained tag of .*gelu \(its tags: "),
     ],
 )  # fmt: skip
-def test_mistakes_are_one_line(files, name, source, message):
+def test_invalid_checkpoints_give_one_line(files, name, source, message):
     with pytest.raises(UserError, match=message) as caught:
         on_meta(name).load_pretrained(files.get(source, source))
     assert "\n" not in str(caught.value)
@@ -216,15 +216,15 @@ def test_mistakes_are_one_line(files, name, source, message):
         ("bert", r"use a CLIP name such as ViT-L-14, or 'tiny'"),
         ("hf-hub:org/model", "unknown text tower 'hf-hub:org/model'"),
         ("local-dir:nowhere", "unknown text tower 'local-dir:nowhere'"),
-        ("xlm-roberta-base-ViT-B-32", "not of CLIP's own kind .*Hugging Face"),
-        ("ViT-B-16-SigLIP", "not of CLIP's own kind"),
-        ("PE-Core-B-16", "not of CLIP's own kind .*77 tokens"),
-        ("coca_base", "not of CLIP's own kind .*77 tokens"),
-        ("coca_ViT-B-32", "not of CLIP's own kind .*77 tokens"),
-        ("MobileCLIP-S1", "not of CLIP's own kind .*not causal"),
+        ("xlm-roberta-base-ViT-B-32", "is unsupported .*Hugging Face"),
+        ("ViT-B-16-SigLIP", "is unsupported"),
+        ("PE-Core-B-16", "is unsupported .*77 tokens"),
+        ("coca_base", "is unsupported .*77 tokens"),
+        ("coca_ViT-B-32", "is unsupported .*77 tokens"),
+        ("MobileCLIP-S1", "is unsupported .*not causal"),
     ],
 )
-def test_towers_that_cannot_be_used_are_one_line(name, message):
+def test_unsupported_towers_give_one_line(name, message):
     with pytest.raises(UserError, match=message) as caught:
         on_meta(name)
     assert "\n" not in str(caught.value)
@@ -238,7 +238,7 @@ def hub(monkeypatch, tmp_path):
     return tmp_path
 
 
-def test_offline_is_said_before_any_retry(hub, monkeypatch):
+def test_offline_fails_before_any_retry(hub, monkeypatch):
     monkeypatch.setattr(open_clip, "download_pretrained", lambda config: pytest.fail("tried to download"))
     message = (
         r"cannot download openai for ViT-L-14-quickgelu \(.*fetch .*/timm/vit_large_patch14_clip_224.openai "
@@ -250,7 +250,7 @@ def test_offline_is_said_before_any_retry(hub, monkeypatch):
     assert "\n" not in str(caught.value)
 
 
-def test_a_file_in_the_hubs_cache_needs_no_hub(hub):
+def test_a_cached_file_needs_no_hub(hub):
     repository = hub / "models--timm--vit_large_patch14_clip_224.openai"
     file = repository / "snapshots" / "abc" / "open_clip_model.safetensors"
     file.parent.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Counts against figures worked by hand, against published ones, and against the paper's Table 4."""
+"""Counts compared with hand calculations, published values and the paper's Table 4."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_table_4(row, counted):
     assert 0 < ours.scans < 0.02 * ours.macs
 
 
-def test_vmamba_counts_what_its_authors_print():
+def test_vmamba_counts_equal_the_published_ones():
     """VMamba-B, 224 x 224: 89 M parameters with the classifier, 15.4 G."""
     encoder = count_parts(preset("base", image_size=224))["vmamba"]
     classifier = 1024 * 1000 + 1000 + 2 * 1024
@@ -99,7 +99,7 @@ def test_conv_decoder_by_hand():
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_parts_make_up_the_model(variant):
+def test_parts_sum_to_the_model(variant):
     config = preset("tiny", **VARIANTS[variant])
     parts = count_parts(config)
     with torch.device("meta"):
@@ -120,8 +120,8 @@ def test_command_prints_table_4(counted, monkeypatch, capsys):
         ours = counted[row.name]
         line = next(line for line in lines if line.strip().startswith(f"({row.name})"))
         expected = [f"{ours.scans / 1e9:.2f}"]
-        for figure, paper, unit in ((ours.macs, row.macs, 1e9), (ours.parameters, row.parameters, 1e6)):
-            expected[:0] = [f"{figure / unit:.2f}", f"{paper / unit:.2f}", f"{figure / paper - 1:+.1%}"]
+        for value, paper, unit in ((ours.macs, row.macs, 1e9), (ours.parameters, row.parameters, 1e6)):
+            expected[:0] = [f"{value / unit:.2f}", f"{paper / unit:.2f}", f"{value / paper - 1:+.1%}"]
         assert line.removeprefix(f" ({row.name}) {row.what}").split() == expected
 
 
@@ -132,8 +132,8 @@ def test_command_prints_the_parts(model, monkeypatch, capsys):
     lines = [line.split() for line in out.splitlines()]
     parts = count_parts(preset("tiny"))
     for name, part in {**parts, "all": total(parts)}.items():
-        figures = (part.parameters, part.macs, part.scans)
-        assert [name, *(f"{figure / 1e6:.2f}" for figure in figures)] in lines
+        values = (part.parameters, part.macs, part.scans)
+        assert [name, *(f"{value / 1e6:.2f}" for value in values)] in lines
     assert "alignment mlam, fusion cfsm, decoder wfdm" in out
 
 
@@ -146,7 +146,7 @@ def test_command_prints_the_parts(model, monkeypatch, capsys):
     ],
     ids=["unknown-preset", "both", "no-file"],
 )
-def test_mistakes_are_one_line(arguments, message, monkeypatch, capsys):
+def test_invalid_options_give_one_line(arguments, message, monkeypatch, capsys):
     assert call(monkeypatch, *arguments) == 2
     error = capsys.readouterr().err
     assert message in error

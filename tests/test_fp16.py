@@ -62,7 +62,7 @@ class Fp32Results(TorchDispatchMode):
 
     def __init__(self, model: torch.nn.Module) -> None:
         super().__init__()
-        self.found: set[str] = set()
+        self.islands: set[str] = set()
         self.stack: list[str] = []
         self.named = dict(model.named_modules())
         for name, module in self.named.items():
@@ -75,18 +75,18 @@ class Fp32Results(TorchDispatchMode):
     def leave(self, *_: object) -> None:
         self.stack.pop()
 
-    def island(self, name: str) -> str:
+    def island_of(self, name: str) -> str:
         parent, _, last = name.rpartition(".")
-        own, outer = path_of(type(self.named[name])), path_of(type(self.named[parent]))
-        if own not in MODULES and outer in MODULES and last in MODULES[outer].keeps:
-            return outer
-        return own if own in MODULES else name
+        module, owner = path_of(type(self.named[name])), path_of(type(self.named[parent]))
+        if module in MODULES:
+            return module
+        return owner if owner in MODULES and last in MODULES[owner].keeps else name
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
         tensors = [x for x in pytree.tree_leaves(result) if isinstance(x, torch.Tensor)]
         if any(x.dtype == torch.float32 for x in tensors[:1]):
-            self.found.add(self.island(self.stack[-1]))
+            self.islands.add(self.island_of(self.stack[-1]))
         return result
 
 
@@ -96,7 +96,7 @@ def test_only_islands_compute_in_fp32(half):
     with torch.inference_mode(), mode:
         assert half(image, tokens).dtype == torch.float32
     present = {path_of(type(module)) for module in half.modules()}
-    assert mode.found == MODULES.keys() & present
+    assert mode.islands == MODULES.keys() & present
 
 
 def calls(path: Path) -> set[str]:

@@ -1,4 +1,4 @@
-"""The model: sizes, shapes, and what must and must not influence its output."""
+"""The model: sizes, shapes, and which inputs change its output."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from tfanet.wfdm import WFDM
 LENGTH = 17
 
 
-def inputs_for(config, sentences):
+def inputs_for(config, expressions):
     rng = torch.Generator().manual_seed(0)
     size = config.image_size
-    image = torch.randint(0, 256, (len(sentences), size, size, 3), generator=rng, dtype=torch.uint8)
-    return image, torch.from_numpy(tokenize(sentences, config.token_length))
+    image = torch.randint(0, 256, (len(expressions), size, size, 3), generator=rng, dtype=torch.uint8)
+    return image, torch.from_numpy(tokenize(expressions, config.token_length))
 
 
 def test_tiny_has_at_most_five_million_parameters(random_model):
@@ -33,7 +33,7 @@ def test_tiny_has_at_most_five_million_parameters(random_model):
 
 
 @pytest.mark.parametrize(("name", "size"), [("tiny", 96), ("base", 480)])
-def test_presets_are_constructible_and_map_shapes(name, size):
+def test_presets_build_and_give_logits_of_the_image_size(name, size):
     with torch.device("meta"):
         model = tfanet.build_model(name).eval()
         image = torch.zeros(2, size, size, 3, dtype=torch.uint8)
@@ -42,7 +42,7 @@ def test_presets_are_constructible_and_map_shapes(name, size):
     assert logits.dtype == torch.float32
 
 
-def test_base_is_the_papers_size():
+def test_base_has_the_papers_number_of_parameters():
     """Table 4 (f): 268.46 M parameters."""
     with torch.device("meta"):
         model = tfanet.build_model("base")
@@ -82,7 +82,7 @@ def test_stage_shapes(random_model):
     assert [tuple(x.shape[1:]) for x in outputs] == [(24, 24, 24), (48, 12, 12), (96, 6, 6), (128, 3, 3)]
 
 
-def test_what_follows_the_end_of_the_sentence_does_not_matter(random_model):
+def test_tokens_after_eot_do_not_change_the_logits(random_model):
     image, tokens = inputs_for(random_model.config, ["the small red circle", "a star"])
     changed = tokens.clone()
     for row in changed:
@@ -92,7 +92,7 @@ def test_what_follows_the_end_of_the_sentence_does_not_matter(random_model):
         torch.testing.assert_close(random_model(image, changed), random_model(image, tokens), rtol=0, atol=0)
 
 
-def test_token_zero_inside_a_sentence_is_a_word():
+def test_token_zero_before_eot_is_a_word():
     tokens = torch.tensor([[49406, 0, 320, 49407, 0, 0]])
     features = TextEncoder("tiny")(tokens)
     assert features.valid.tolist() == [[True, True, True, True, False, False]]
@@ -100,20 +100,20 @@ def test_token_zero_inside_a_sentence_is_a_word():
     assert (features.words[0, :, 4:] == 0).all()
 
 
-def test_sentence_feature_is_the_one_at_eot():
+def test_sentence_feature_is_the_feature_at_eot():
     tokens = torch.tensor([[49406, 320, 736, 49407, 0]])
     features = TextEncoder("tiny")(tokens)
     torch.testing.assert_close(features.sentence[0], features.words[0, :, 3])
 
 
-def test_the_sentence_matters(random_model):
+def test_the_expression_changes_the_logits(random_model):
     image, tokens = inputs_for(random_model.config, ["the small red circle"])
     _, other = inputs_for(random_model.config, ["the large blue star"])
     with torch.inference_mode():
         assert not torch.allclose(random_model(image, tokens), random_model(image, other), atol=1e-6)
 
 
-def test_a_pair_does_not_see_its_batch(random_model):
+def test_logits_do_not_depend_on_the_batch(random_model):
     image, tokens = inputs_for(random_model.config, ["the small red circle", "a star", "top left thing"])
     with torch.inference_mode():
         together = random_model(image, tokens)
@@ -122,7 +122,7 @@ def test_a_pair_does_not_see_its_batch(random_model):
 
 
 @pytest.mark.parametrize(("directions", "height"), [(4, 5), (2, 1)])
-def test_ss2d_with_the_oracle_in_place_of_the_operation(monkeypatch, directions, height):
+def test_ss2d_equals_ss2d_with_the_reference_loop(monkeypatch, directions, height):
     torch.manual_seed(0)
     block = vmamba.SS2D(6, 8, inputs=9, state=2, directions=directions)
     x = torch.randn(2, 9, height, 7)
@@ -164,7 +164,7 @@ def test_mlam_ignores_padded_words():
     torch.testing.assert_close(f_lv, short_lv)
 
 
-def test_wfdm_weighs_coarse_against_fine():
+def test_alpha_weights_coarse_against_fine_masks():
     """Equation 26 with alpha = 1 keeps the coarsest level alone; with alpha = 0 the finest alone."""
     config = preset("tiny")
     torch.manual_seed(0)
@@ -220,13 +220,13 @@ def test_score_map_is_foreground_minus_background(decoder_inputs):
     with torch.inference_mode():
         for mask in decoder.strata(*inputs):
             background, foreground = decoder.score(mask)[0]
-            drawn = decoder.score_map(mask)
-            assert drawn.shape == (2, 1, *mask.shape[2:])
-            torch.testing.assert_close(drawn[0, 0], foreground - background)
+            scores = decoder.score_map(mask)
+            assert scores.shape == (2, 1, *mask.shape[2:])
+            torch.testing.assert_close(scores[0, 0], foreground - background)
         assert decoder.half().score_map(mask.half()).dtype == torch.float32
 
 
-def test_normalisation_is_imagenets(random_model):
+def test_normalisation_uses_imagenet_mean_and_std(random_model):
     image = torch.tensor([[[[124, 116, 104]]]], dtype=torch.uint8)
     x = random_model.normalise(image).flatten().numpy()
     np.testing.assert_allclose(
@@ -242,7 +242,7 @@ def test_normalisation_is_imagenets(random_model):
         ({"mlam_heads": 5}, "not divisible"),
         ({"colour": "red"}, "unknown config field"),
         ({"text_tower": "ViT-Z-99"}, "unknown text tower"),
-        ({"text_tower": "ViT-B-16-SigLIP"}, "not of CLIP's own kind"),
+        ({"text_tower": "ViT-B-16-SigLIP"}, "'ViT-B-16-SigLIP' is unsupported"),
         ({"image_size": "96"}, "wrong type: image_size"),
         ({"mlam_heads": 2.0}, "wrong type: mlam_heads"),
         ({"vmamba_dims": (24, 48, 96)}, "wrong type: vmamba_dims"),
@@ -257,7 +257,7 @@ def test_normalisation_is_imagenets(random_model):
         ({"conv_decoder_dim": 0}, "conv_decoder_dim must be from 1"),
     ],
 )
-def test_impossible_configs_are_one_line(fields, message):
+def test_invalid_configs_are_rejected(fields, message):
     with pytest.raises(UserError, match=message):
         tfanet.build_model("tiny", **fields)
 

@@ -1,4 +1,4 @@
-"""The variants of Table 3: every combination trains, exports and does not see padding."""
+"""The variants of Table 3: every combination trains, exports and ignores padding."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def build(size=32, **fields):
     return tfanet.build_model("tiny", image_size=size, vmamba_depths=(1, 1, 1, 1), **fields)
 
 
-def pairs(size, sentences):
+def pairs(size, expressions):
     rng = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (len(sentences), size, size, 3), generator=rng, dtype=torch.uint8)
-    return images, torch.from_numpy(tokenize(sentences, 17))
+    images = torch.randint(0, 256, (len(expressions), size, size, 3), generator=rng, dtype=torch.uint8)
+    return images, torch.from_numpy(tokenize(expressions, 17))
 
 
 def features(dim, length, valid):
@@ -40,7 +40,7 @@ def features(dim, length, valid):
     return TextFeatures(torch.randn(1, dim, length) * mask[:, None], torch.randn(1, dim), mask)
 
 
-def test_rows_of_table_3_differ_from_their_parents_by_one_part():
+def test_each_row_of_table_3_changes_one_part():
     parents = {"b": ("a", "fusion"), "c": ("b", "alignment"), "d": ("b", "alignment"), "e": ("d", "decoder")}
     for row, (parent, part) in parents.items():
         changed = {name for name in VARIANTS[row] if VARIANTS[row][name] != VARIANTS[parent][name]}
@@ -49,7 +49,7 @@ def test_rows_of_table_3_differ_from_their_parents_by_one_part():
 
 
 @pytest.mark.parametrize("fields", COMBINATIONS)
-def test_a_training_step_reaches_every_parameter(fields):
+def test_every_parameter_has_a_gradient(fields):
     model = build(64, **fields).train()  # at 32 the last stage's scans have one token and no decay to learn
     images, tokens = pairs(64, ["the small red circle", "a star"])
     target = torch.zeros(2, 64, 64)
@@ -69,7 +69,7 @@ def test_a_training_step_reaches_every_parameter(fields):
 
 
 @pytest.mark.parametrize("fields", COMBINATIONS)
-def test_words_matter_and_padding_does_not(fields):
+def test_words_change_the_logits_and_padding_does_not(fields):
     model = build(**fields).eval()
     images, tokens = pairs(32, ["the small red circle", "a star"])
     embedding = model.text.tower.token_embedding.weight
@@ -88,7 +88,7 @@ def test_words_matter_and_padding_does_not(fields):
 
 
 @pytest.mark.parametrize("alignment", [WordProduct, JointTransformer])
-def test_a_padded_sentence_is_the_short_sentence(alignment):
+def test_padding_does_not_change_the_alignment(alignment):
     torch.manual_seed(0)
     module = alignment(6, 5, preset("tiny"))
     visual, padded = torch.randn(1, 6, 4, 3), features(5, length=7, valid=4)
@@ -113,7 +113,7 @@ def test_word_product_pixel_by_pixel():
     assert torch.equal(parts.image, visual)
 
 
-def test_encoder_layer_is_pytorchs():
+def test_encoder_layer_equals_pytorchs():
     torch.manual_seed(0)
     ours = EncoderLayer(12, heads=3)
     theirs = nn.TransformerEncoderLayer(12, 3, 48, 0.0, "gelu", batch_first=True, norm_first=True)
@@ -137,7 +137,7 @@ def test_pixels_attend_to_one_another():
     assert (change > 1e-7).all()
 
 
-def test_conv_decoder_sees_every_level_and_no_word():
+def test_conv_decoder_uses_every_level_and_no_words():
     config = preset("tiny")
     torch.manual_seed(0)
     decoder = ConvDecoder(config).eval()
@@ -153,7 +153,7 @@ def test_conv_decoder_sees_every_level_and_no_word():
 
 
 def check_export(fields, path):
-    """`export_onnx` itself holds the file against PyTorch."""
+    """Export; `export_onnx` compares the file with PyTorch."""
     from tfanet_export import export_onnx
 
     report = export_onnx(build(**fields).eval(), path, pairs=2)

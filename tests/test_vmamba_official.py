@@ -1,10 +1,10 @@
-"""Our VMamba against figures that the official implementation produced from the same weights and picture.
+"""Our VMamba compared with values of the official implementation for the same weights and images.
 
-`vmamba_official.json` holds, for each stage, the mean, the mean magnitude and 16 evenly spaced values of what
-the `layers[i].blocks` of MzeroMiko/VMamba's `VSSM` give, before the downsampling (its vmamba.py of commit
+`vmamba_official.json` has, for each stage, the mean, the mean magnitude and 16 evenly spaced values of the
+output of `layers[i].blocks` in MzeroMiko/VMamba's `VSSM`, before the downsampling (its vmamba.py of commit
 2ed52ea, variant v05_noz, PyTorch scan, FP32 on a CPU).
 
-Both run side by side on the same weights, the largest difference of any element of the four stages was:
+The largest difference of any element of the four stages, both run with the same weights, was:
 
 | size        | waves 224 | hopper 224 | waves 480 | hopper 480 | flag 480 | largest value |
 |-------------|-----------|------------|-----------|------------|----------|---------------|
@@ -34,7 +34,7 @@ from tfanet.vmamba import VMamba
 HERE = Path(__file__).parent
 METRICS = json.loads((HERE / "vmamba_official.json").read_text())
 STAGES: dict[str, list[dict]] = METRICS["stages"]
-"""`<size> <picture> <side>` -> the official figures of the four stages."""
+"""`<size> <image> <side>` -> the official values of the four stages."""
 SIZES = {
     "tiny_s2l5": (96, 5, 2.0),
     "tiny_s1l8": (96, 8, 1.0),
@@ -61,9 +61,9 @@ def build(size: str) -> VMamba:
 
 
 def fill(model: nn.Module) -> None:
-    """Weights as a formula, so that any implementation can have them: noise made of a sine's far digits.
+    """Set weights by a formula that any implementation can reproduce: noise from the low digits of a sine.
 
-    Parameters are numbered in the order of `named_parameters`. The norms' weights in the blocks lie around 1,
+    Parameters are numbered in the order of `named_parameters`. The norms' weights in the blocks are around 1,
     A_logs between -1 and 1, and matrices keep the variance of their input.
     """
     with torch.no_grad():
@@ -78,11 +78,11 @@ def fill(model: nn.Module) -> None:
             elif name.endswith("dt_projs_bias"):
                 wave = wave - 2
             elif name.endswith("bias"):
-                wave = 0.1 * wave  # larger ones would drown the picture
+                wave = 0.1 * wave  # larger ones would dominate the image
             parameter.copy_(wave)
 
 
-def picture(name: str, size: int) -> Tensor:
+def load_image(name: str, size: int) -> Tensor:
     """[1, 3, size, size]: the middle of a photograph, normalised as for ImageNet, or the formula `waves`."""
     if name == "waves":
         return waves(size)
@@ -101,25 +101,25 @@ def waves(size: int) -> Tensor:
 
 
 @pytest.mark.parametrize("photo", METRICS["pixel_sums"])
-def test_photographs_are_decoded_to_the_pixels_of_the_figures(photo):
+def test_photographs_decode_to_the_same_pixels(photo):
     pixels = np.asarray(Image.open(HERE / "photos" / f"{photo}.jpg"))
     assert pixels.shape == (480, 480, 3)
     assert pixels.sum(dtype=np.int64) == METRICS["pixel_sums"][photo]
 
 
-def test_the_figures_depend_on_the_picture():
-    """Weights that drown the picture would let any fault pass that depends on it."""
-    seen = [STAGES[f"tiny_s1l8 {name} 480"] for name in ("waves", "grace_hopper", "grace_hopper_flag")]
-    for stage in zip(*seen, strict=True):
-        correlation = np.corrcoef([figures["samples"] for figures in stage])
+def test_official_values_depend_on_the_image():
+    """With weights that dominate the image, faults that depend on the image would pass."""
+    stages = [STAGES[f"tiny_s1l8 {name} 480"] for name in ("waves", "grace_hopper", "grace_hopper_flag")]
+    for stage in zip(*stages, strict=True):
+        correlation = np.corrcoef([metrics["samples"] for metrics in stage])
         assert np.abs(correlation - np.eye(3)).max() < 0.9
 
 
 @pytest.mark.parametrize("case", STAGES)
-def test_stage_outputs_are_the_official_ones(case):
+def test_stage_outputs_equal_the_official_ones(case):
     size, name, side = case.split()
     with torch.inference_mode():
-        outputs = build(size)(picture(name, int(side)))
+        outputs = build(size)(load_image(name, int(side)))
     for output, expected in zip(outputs, STAGES[case], strict=True):
         assert output.double().mean().item() == pytest.approx(expected["mean"], abs=1e-4)
         assert output.double().abs().mean().item() == pytest.approx(expected["mean_abs"], abs=1e-4)

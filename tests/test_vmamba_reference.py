@@ -1,7 +1,7 @@
-"""VMamba's parts against an independent reference: the papers' equations in NumPy, FP64, token by token.
+"""VMamba's parts compared with an independent reference: the papers' equations in NumPy, FP64, by token.
 
-The reference shares no code with `tfanet`: convolutions are sums over explicit windows, the scan walks along
-written-out lists of positions. Sources: "VMamba: Visual State Space Model" (SS2D, VSS block) and "Mamba"
+The reference shares no code with `tfanet`: convolutions are sums over explicit windows, the scan follows
+explicit lists of positions. Sources: "VMamba: Visual State Space Model" (SS2D, VSS block) and "Mamba"
 (discretisation with B_bar = delta B). The official names of the parameters are its only input.
 """
 
@@ -61,7 +61,7 @@ def silu(x: Array) -> Array:
 
 
 def traversals(height: int, width: int) -> list[list[tuple[int, int]]]:
-    """The four orders in which SS2D reads a map: by rows, by columns, and each from its end."""
+    """The four orders of SS2D: by rows, by columns, and both reversed."""
     by_rows = [(i, j) for i in range(height) for j in range(width)]
     by_columns = [(i, j) for j in range(width) for i in range(height)]
     return [by_rows, by_columns, by_rows[::-1], by_columns[::-1]]
@@ -131,9 +131,9 @@ def parameters_of(model: VMamba, prefix: str) -> dict[str, Array]:
 def assert_equal(module: torch.nn.Module, x: Array, expected: Array) -> None:
     """Equal to 1e-5 of the largest value, for our modules compute in FP32."""
     with torch.inference_mode():
-        got = module(torch.from_numpy(x).float()[None])[0].double().numpy()
-    assert got.shape == expected.shape
-    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+        actual = module(torch.from_numpy(x).float()[None])[0].double().numpy()
+    assert actual.shape == expected.shape
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
 def noise(*shape: int) -> Array:
@@ -164,7 +164,7 @@ def test_downsample(height, width):
     assert_equal(model.stages[0].downsample, x, downsample(x, parameters_of(model, "layers.0.downsample.")))
 
 
-def test_the_four_stages_in_a_row():
+def test_four_stages():
     """Stage i gives its blocks' output, and the downsampled output is stage i+1's input."""
     model = encoder()
     image = noise(3, 32, 64)

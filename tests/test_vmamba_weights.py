@@ -1,4 +1,4 @@
-"""Official VMamba checkpoints: strict loading of every form they have, one line for every other file."""
+"""Official VMamba checkpoints: strict loading of every form, one-line errors for every other file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ OUTNORMS = {f"outnorm{i}.weight": torch.zeros(8) for i in range(4)}
 
 
 def encoder_of(model):
-    """The model's weights in the shapes of the official code of today: 1x1 layers are matrices."""
+    """The model's weights in the shapes of the present official code: 1x1 layers are matrices."""
     state = {}
     for name, tensor in model.state_dict().items():
         pointwise = tensor.dim() > 2 and all(size == 1 for size in tensor.shape[2:])
@@ -32,12 +32,12 @@ def released(model):
 
 
 def training(model):
-    """A checkpoint of the official training, whose weights average (`model_ema`) is left alone."""
+    """A checkpoint of the official training, whose `model_ema` must not be loaded."""
     state = released(model) | CLASSIFIER
-    average = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
+    ema = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
     return {
         "model": state,
-        "model_ema": average,
+        "model_ema": ema,
         "optimizer": {"state": {}},
         "epoch": 3,
         "max_accuracy": 80.0,
@@ -78,14 +78,14 @@ def assert_same_weights(target, source):
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_every_official_state_dict_arrives_unchanged(source, form):
+def test_every_form_of_state_dict_loads(source, form):
     target = VMamba(CONFIG)
     target.load_official(FORMS[form](source))
     assert_same_weights(target, source)
 
 
 @pytest.mark.parametrize("form", FILES)
-def test_every_official_file_arrives_unchanged(source, tmp_path, form):
+def test_every_form_of_file_loads(source, tmp_path, form):
     torch.save(FILES[form](source), tmp_path / "vssm.pth")
     target = VMamba(CONFIG)
     target.load_official(tmp_path / "vssm.pth")
@@ -141,8 +141,8 @@ SOME = "layers.0.blocks.0.op.in_proj.weight"
         ),
     ],
 )
-def test_half_matching_checkpoints_are_refused(source, change, message):
-    """And nothing of them is loaded."""
+def test_mismatched_checkpoints_are_rejected(source, change, message):
+    """And none of their tensors is loaded."""
     target = VMamba(CONFIG)
     before = {name: tensor.clone() for name, tensor in target.state_dict().items()}
     with pytest.raises(UserError, match=message) as caught:
@@ -156,18 +156,18 @@ def test_half_matching_checkpoints_are_refused(source, change, message):
     [
         pytest.param(None, "does not exist", id="missing"),
         pytest.param(b"", "is empty", id="empty"),
-        pytest.param(b"not a checkpoint", "no checkpoint|no PyTorch file", id="garbage"),
-        pytest.param({"model": {"epoch": 3}}, "holds no state dict", id="other-model"),
-        pytest.param({"model_ema": {"a": torch.zeros(1)}}, "holds no state dict", id="average-alone"),
-        pytest.param([1, 2], "holds no state dict", id="list"),
+        pytest.param(b"not a checkpoint", "not a checkpoint|not a PyTorch file", id="garbage"),
+        pytest.param({"model": {"epoch": 3}}, "has no VMamba state dict", id="other-model"),
+        pytest.param({"model_ema": {"a": torch.zeros(1)}}, "has no VMamba state dict", id="average-alone"),
+        pytest.param([1, 2], "has no VMamba state dict", id="list"),
         pytest.param(
             {"model": {}, "config": pytest.approx(1.0)},
-            r"more than weights .*weights_only=False\)\['model'\]",
+            r"not a checkpoint of weights alone.*weights_only=False\)\['model'\]",
             id="objects",
         ),
     ],
 )
-def test_wrong_files_are_one_line(tmp_path, content, message):
+def test_invalid_files_give_one_line(tmp_path, content, message):
     path = tmp_path / "vssm.pth"
     if isinstance(content, bytes):
         path.write_bytes(content)
@@ -179,17 +179,17 @@ def test_wrong_files_are_one_line(tmp_path, content, message):
 
 
 @pytest.mark.parametrize("kept", [0.5, 0.999], ids=["half", "almost-all"])
-def test_a_truncated_file_is_one_line(source, tmp_path, kept):
+def test_a_truncated_file_gives_one_line(source, tmp_path, kept):
     path = tmp_path / "vssm.pth"
     torch.save(FILES["released"](source), path)
     path.write_bytes(path.read_bytes()[: int(kept * path.stat().st_size)])
-    with pytest.raises(UserError, match="truncated or no PyTorch file"):
+    with pytest.raises(UserError, match="truncated or not a PyTorch file"):
         VMamba(CONFIG).load_official(path)
 
 
-def test_a_damaged_safetensors_file_is_one_line(tmp_path):
+def test_a_damaged_safetensors_file_gives_one_line(tmp_path):
     """torch.load reads .safetensors too, and has that format's own error."""
     path = tmp_path / "vssm.safetensors"
     path.write_bytes(b"\xff" * 100)
-    with pytest.raises(UserError, match="truncated or no PyTorch file"):
+    with pytest.raises(UserError, match="truncated or not a PyTorch file"):
         VMamba(CONFIG).load_official(path)

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from tfanet.config import PRESETS, TFANetConfig
     from tfanet.model import TFANet, build_model
 
-# PyTorch reads this at its first allocation: memory of 2 MB and more comes in huge pages, where the system
-# has them, and large feature maps on the CPU are spared most of their page faults.
+# PyTorch reads this at its first allocation. Allocations of 2 MB and more use huge pages where the system has
+# them, so large feature maps on the CPU cause few page faults.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 __all__ = ["PRESETS", "TFANet", "TFANetConfig", "build_model", "load_model"]

@@ -1,14 +1,14 @@
-"""What stands where TFANet's three modules are left out: the baseline of the paper's Table 3, section 4.4.
+"""The baseline's parts, in place of TFANet's three modules: the paper's Table 3, section 4.4.
 
-Section 4.4 multiplies F_V with the word features element by element, concatenates the product with F_V and
-the sentence feature F_T, brings that to C channels with a convolution, and ends in a "lightweight" decoder.
+Section 4.4 multiplies F_V and the word features element-wise, concatenates the product with F_V and the
+sentence feature F_T, reduces that to C channels by a convolution, and ends in a "lightweight" decoder.
 
 Readings where the paper leaves room:
-- L words and H W pixels multiply element by element once the words are brought to C channels and averaged.
-- The baseline has the encoder of the full model: its fused features, too, go back between the stages (3).
+- The product of L words and H W pixels: the words are projected to C channels and averaged first.
+- The encoder is the full model's: fused features are fed to the next stage (3).
 - The convolution only adjusts channels: 1x1.
-- The decoder is WFDM's path from coarse to fine without words, gates and one of its convolutions; its width
-  is the one that meets Table 4 (a).
+- The decoder is WFDM from coarse to fine without words, gates and one of its convolutions; its width is the
+  one that meets Table 4 (a).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tfanet.wfdm import conv_bn_relu, foreground_score
 
 
 class WordProduct(nn.Module):
-    """Alignment `none`: words and pixels meet in one product, F_c = mean(F_W) * F_V."""
+    """Alignment `none`: one product of words and pixels, F_c = mean(F_W) * F_V."""
 
     def __init__(self, visual_dim: int, text_dim: int, config: TFANetConfig) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class WordProduct(nn.Module):
         self.sentence = nn.Linear(text_dim, visual_dim)
 
     def forward(self, visual: Tensor, text: TextFeatures) -> Fusion:
-        """F_V [B, C, H, W] and the sentence's features -> the parts of the fusion block; words [B, C, L]."""
+        """F_V [B, C, H, W] and the text features -> the parts of the fusion block; words [B, C, L]."""
         words = self.word(text.words)
         return Fusion(
             text=self.sentence(text.sentence)[:, :, None, None].expand_as(visual),
@@ -66,7 +66,7 @@ class ConvDecoder(nn.Module):
         self.score = nn.Conv2d(dim, 2, 1)
 
     def forward(self, fused: Sequence[Tensor], words: Sequence[Tensor], valid: Tensor) -> Tensor:
-        """F_F_i [B, C_i, H_i, W_i], i = 1..4 -> float32 [B, S, S]; takes WFDM's words and reads none."""
+        """F_F_i [B, C_i, H_i, W_i], i = 1..4 -> float32 [B, S, S]; `words` and `valid` are unused."""
         levels = [lateral(feature) for lateral, feature in zip(self.lateral, fused, strict=True)]
         x = levels.pop()
         for merge, finer in zip(self.merge, reversed(levels), strict=True):

@@ -3,10 +3,10 @@
 Readings where the paper leaves room:
 - Equation 20: "combined with the original F_Block" is a residual, F_Channel = F_Block + CSSM(F_Block).
 - Equation 21: F_c there is CSSM's output, so that SCSM reads F_Channel.
-- Equation 22 adds F_Space (C channels) to F_Channel (3C): it is added to each third; the last block hands
-  on the image third, F_F [B, C, H, W].
+- Equation 22 adds F_Space (C channels) to F_Channel (3C): it is added to each third; CFSM returns the image
+  third of the last block, F_F [B, C, H, W].
 - CSSM's sequence is the 3C channels; an element is the map resized to `cssm_size` x `cssm_size` pixels, so
-  that its width does not depend on the image's size (as in ReMamber, from which the paper starts).
+  its width does not depend on the image's size (as in ReMamber, on which the paper builds).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tfanet.vmamba import SS2D
 
 
 class CSSM(nn.Module):
-    """Channel selective scan, both ways along the 3C channels: [B, 3C, H, W] -> [B, 3C, H, W]."""
+    """Channel selective scan, along the 3C channels in both directions: [B, 3C, H, W] -> [B, 3C, H, W]."""
 
     def __init__(self, config: TFANetConfig) -> None:
         super().__init__()

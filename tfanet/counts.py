@@ -1,7 +1,7 @@
-"""Parameters and multiply-accumulates of a model by part, and the paper's Table 4 to hold them against.
+"""Parameters and multiply-accumulates of a model by part, and the paper's Table 4 for comparison.
 
-The model runs once on the meta device, which has shapes and no data, under PyTorch's `FlopCounterMode`; that
-knows convolutions and matrix products, and is told here what the operations of `tfanet.ops` cost.
+The model runs once on the meta device, which has shapes and no data, under PyTorch's `FlopCounterMode`. The
+counter has formulas for convolutions and matrix products; those for `tfanet.ops` are here.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ Shape = Sequence[int]
 
 @dataclass(frozen=True)
 class Count:
-    """The cost of a model or a part of it."""
+    """The counts of a model or a part of it."""
 
     parameters: int
     macs: int
     scans: int
-    """The share of `macs` that the selective scans have."""
+    """The `macs` of the selective scans."""
 
     def __add__(self, other: Count) -> Count:
         return Count(self.parameters + other.parameters, self.macs + other.macs, self.scans + other.scans)
@@ -40,7 +40,7 @@ class Count:
 
 @dataclass(frozen=True)
 class TableRow:
-    """A row of the paper's Table 4, with what the paper prints."""
+    """A row of the paper's Table 4 with its printed values."""
 
     name: str
     variant: str
@@ -61,7 +61,7 @@ TABLE_4 = (
 
 
 def count_row(row: TableRow) -> Count:
-    """Our count of a row of `TABLE_4`, preset `base`."""
+    """The counts of preset `base` for a row of `TABLE_4`."""
     return total(count_parts(preset("base", **VARIANTS[row.variant])))
 
 
@@ -70,7 +70,7 @@ def total(parts: dict[str, Count]) -> Count:
 
 
 def count_parts(config: TFANetConfig) -> dict[str, Count]:
-    """The cost of each of `PARTS`, batch 1; takes no memory to speak of."""
+    """The counts of each of `PARTS` at batch 1; allocates almost no memory."""
     with torch.device("meta"):
         model = TFANet(config).eval()
         image = torch.zeros(1, config.image_size, config.image_size, 3, dtype=torch.uint8)
@@ -90,7 +90,7 @@ def count_parts(config: TFANetConfig) -> dict[str, Count]:
 
 
 def _of_part(counter: FlopCounterMode, part: str) -> dict[object, int]:
-    """FLOPs by operation under `TFANet.<part>`, from the outermost of its modules that were called."""
+    """FLOPs by operation in `TFANet.<part>`, from its outermost modules that were called."""
     counts = counter.get_flop_counts()
     inside = [path for path in counts if f"{path}.".startswith(f"TFANet.{part}.")]
     flops: dict[object, int] = {}
@@ -101,7 +101,7 @@ def _of_part(counter: FlopCounterMode, part: str) -> dict[object, int]:
     return flops
 
 
-# What `FlopCounterMode` asks for: the shapes of an operation's arguments -> FLOPs, two a multiply-accumulate.
+# As `FlopCounterMode` calls them: shapes of an operation's arguments -> FLOPs, two a multiply-accumulate.
 
 
 def selective_scan_flops(

@@ -1,4 +1,4 @@
-"""`tfanet-count`: parameters and multiply-accumulates, beside the paper's Table 4 or by part of a model."""
+"""`tfanet-count`: parameters and multiply-accumulates, compared with the paper's Table 4 or by part."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def count(
     preset_name: Annotated[str | None, typer.Option("--preset", help="Count tiny or base by part.")] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="Count this .safetensors model by part.")] = None,
 ) -> None:
-    """Print our counts beside the paper's Table 4, or those of one model by part."""
+    """Compare the counts with the paper's Table 4, or print those of one model by part."""
     from tfanet.errors import UserError
 
     if preset_name and checkpoint:
@@ -37,8 +37,8 @@ def _table_4() -> None:
     rows = [
         (
             f"({row.name}) {row.what}",
-            *_beside(ours.parameters / 1e6, row.parameters / 1e6),
-            *_beside(ours.macs / 1e9, row.macs / 1e9),
+            *_compared(ours.parameters / 1e6, row.parameters / 1e6),
+            *_compared(ours.macs / 1e9, row.macs / 1e9),
             f"{ours.scans / 1e9:.2f}",
         )
         for row, ours in counted
@@ -53,9 +53,9 @@ def _parts(preset_name: str | None, checkpoint: Path | None) -> None:
     from tfanet.counts import count_parts, total
 
     if checkpoint:
-        config, following = load_config(checkpoint), f"tfanet-eval --engine {checkpoint}"
+        config, next_command = load_config(checkpoint), f"tfanet-eval --engine {checkpoint}"
     else:
-        config, following = preset(str(preset_name)), f"tfanet-train --preset {preset_name}"
+        config, next_command = preset(str(preset_name)), f"tfanet-train --preset {preset_name}"
     parts = count_parts(config)
     parts["all"] = total(parts)
     unit, size = ("G", 1e9) if parts["all"].macs >= 1e9 else ("M", 1e6)
@@ -64,14 +64,14 @@ def _parts(preset_name: str | None, checkpoint: Path | None) -> None:
         for name, part in parts.items()
     ]
     say(f"alignment {config.alignment}, fusion {config.fusion}, decoder {config.decoder}")
-    _print(("part", "params M", f"MACs {unit}", f"scans {unit}"), rows, following)
+    _print(("part", "params M", f"MACs {unit}", f"scans {unit}"), rows, next_command)
 
 
-def _beside(ours: float, paper: float) -> tuple[str, str, str]:
+def _compared(ours: float, paper: float) -> tuple[str, str, str]:
     return f"{ours:.2f}", f"{paper:.2f}", f"{ours / paper - 1:+.1%}"
 
 
-def _print(headings: Sequence[str], rows: Sequence[Sequence[str]], following: str) -> None:
+def _print(headings: Sequence[str], rows: Sequence[Sequence[str]], next_command: str) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -86,7 +86,7 @@ def _print(headings: Sequence[str], rows: Sequence[Sequence[str]], following: st
     Console(highlight=False).print(table)
     for line in CONVENTION:
         say(line)
-    say(f"next: {following}")
+    say(f"next: {next_command}")
 
 
 def main() -> None:

@@ -6,7 +6,7 @@
 - operands that the module's forward casts with `to_fp32`;
 - an operation of `tfanet.ops`, which sums in `accum_dtype` whatever dtype its tensors are stored in.
 
-A precision file (`tfanet_export.precision`) adds whole blocks of one model to them.
+A precision file (`tfanet_export.precision`) adds blocks of one model to them.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ ISLANDS = (
         computes="the scan's A = -exp(A_logs), D and bias of delta; `out_norm` of the scan's result",
         result="FP16",
         reason="A state sums up to 14,400 tokens, and their rounding errors with them. A trained model's "
-        "scan gives more than 65,504; `out_norm` brings it back into FP16's range.",
+        "scan gives more than 65,504; `out_norm` scales it into FP16's range.",
         keeps=("A_logs", "Ds", "dt_projs_bias", "out_norm"),
     ),
     Island(
@@ -100,7 +100,7 @@ def fp32_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def half_(model: nn.Module, blocks: Mapping[str, nn.Module], keep_fp32: Collection[str] = ()) -> None:
-    """Convert `model` in place to FP16, except `ISLANDS` and the whole blocks `keep_fp32`.
+    """Convert `model` in place to FP16, except `ISLANDS` and the blocks `keep_fp32`.
 
     `blocks` are the model's blocks by name (`tfanet.blocks.blocks_of`), `keep_fp32` some of their names.
     """

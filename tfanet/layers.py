@@ -1,4 +1,4 @@
-"""Small building blocks that several modules share. Feature maps are [B, C, H, W] between modules."""
+"""Layers that several modules share. Feature maps are [B, C, H, W] between modules."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 def channels_last(x: Tensor) -> Tensor:
-    """[B, C, H, W] -> [B, H, W, C]: a view where the map lies in memory that way, else a copy."""
+    """[B, C, H, W] -> [B, H, W, C]: a view of a map in channels-last memory format, else a copy."""
     return x.permute(0, 2, 3, 1).contiguous()
 
 
@@ -18,14 +18,14 @@ def channels_first(x: Tensor) -> Tensor:
 
 
 class LayerNorm2d(nn.LayerNorm):
-    """LayerNorm over the channels of a feature map [B, C, H, W]; the result lies channels last in memory."""
+    """LayerNorm over the channels of a feature map [B, C, H, W]; the result is channels last in memory."""
 
     def forward(self, input: Tensor) -> Tensor:
         return channels_first(super().forward(channels_last(input)))
 
 
 class Pointwise(nn.Conv2d):
-    """A 1x1 convolution of channels-last maps [B, H, W, C], as a matrix product."""
+    """A 1x1 convolution of maps [B, H, W, C], as a matrix product."""
 
     def __init__(self, inputs: int, outputs: int, bias: bool = True) -> None:
         super().__init__(inputs, outputs, 1, bias=bias)

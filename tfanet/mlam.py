@@ -1,16 +1,15 @@
 """Knowledge Plus Stage: Multiscale Linear Cross-Attention Module and the fusion block, equations 4 to 19.
 
 Readings where the paper leaves room:
-- F_VL is text-shaped, F_LV image-shaped, as equations 8-10 and 14-19 have it (section 3.1 names them the
-  other way round).
+- F_VL is text-shaped, F_LV image-shaped, as in equations 8-10 and 14-19 (section 3.1 swaps the names).
 - Equations 5, 6, 11: the visual 3x3 and 5x5 embeddings are depthwise followed by 1x1; full convolutions
-  would cost ten times what Table 4 grants MLAM. The text's are full 1-D convolutions of 1, 3 and 5 words.
+  would have ten times MLAM's MACs in Table 4. The text's are full 1-D convolutions of 1, 3 and 5 words.
 - Equation 9: gamma per head and scale; the norm runs over a head's channels.
 - Equations 10, 15: w_i is learned, 1/3 at first.
-- Equation 16 multiplies L x d by d x HW; the product is laid out as H x W x L.
+- Equation 16 multiplies L x d by d x HW; the product is used as L channels of H x W.
 - Equation 17: E(F_VL) is the mean over the words, repeated at every pixel.
-- Equations 2 and 19: the overview puts [F_f, F_T, F_V] into the block, equation 19 the enhanced features.
-  Both hold with F_T added to the enhanced text and F_V to the enhanced image.
+- Equations 2 and 19: in the overview F_Block is [F_f, F_T, F_V], in equation 19 the enhanced features. Both
+  hold if F_T is added to the enhanced text and F_V to the enhanced image.
 """
 
 from __future__ import annotations
@@ -76,7 +75,7 @@ class MLAM(nn.Module):
         mask = valid[:, None].to(visual.dtype)
         to_text, to_image = [], []
         for i in range(len(KERNELS)):
-            # A convolution reaches from the last word into the padding: mask again what it leaves there.
+            # A convolution writes into the padding next to the last word: mask its output as well.
             query = self.text_query[i](words) * mask  # (4)
             key, value = self.visual_key[i](visual), self.visual_value[i](visual)  # (5), (6)
             to_text.append(self.weight_vl[i] * self._attend(query, key, value, self.gamma_vl[i]))  # (8)
@@ -94,7 +93,7 @@ class MLAM(nn.Module):
 
 
 class Fusion(NamedTuple):
-    """What one stage's KPS hands on, here or in a variant (`tfanet.baseline`, `tfanet.transformer`)."""
+    """The output of a stage's KPS, or of its variants (`tfanet.baseline`, `tfanet.transformer`)."""
 
     text: Tensor
     """F~_VL [B, C, H, W], equation 17."""
@@ -103,7 +102,7 @@ class Fusion(NamedTuple):
     local: Tensor
     """F_c [B, C, H, W], from equation 16."""
     words: Tensor
-    """F_VL [B, d, L], d of `TFANetConfig.word_dims`: the word features that the decoder uses again."""
+    """F_VL [B, d, L], d of `TFANetConfig.word_dims`: the word features that the decoder uses too."""
 
     @property
     def block(self) -> Tensor:
@@ -126,7 +125,7 @@ class KnowledgePlus(nn.Module):
         self.sentence = nn.Linear(text_dim, visual_dim)
 
     def forward(self, visual: Tensor, text: TextFeatures) -> Fusion:
-        """F_V [B, C, H, W] and the sentence's features -> the parts of the fusion block."""
+        """F_V [B, C, H, W] and the text features -> the parts of the fusion block."""
         f_vl, f_lv = self.mlam(visual, text.words, text.valid)
         affinity = self.w_v(f_vl).mT @ self.w_l(f_lv).flatten(2)  # (16), [B, L, HW]
         local = self.local(affinity.unflatten(-1, visual.shape[2:]))  # F_c

@@ -2,12 +2,12 @@
 
 image ---> VMamba stage 1 ---> stage 2 ---> stage 3 ---> stage 4
               |        ^ sigma    |  ^         |  ^         |
-sentence -> CLIP -> KPS (MLAM, mlam.py) -> KFS (CFSM, cfsm.py)      at each of the four stages
+text -----> CLIP -> KPS (MLAM, mlam.py) -> KFS (CFSM, cfsm.py)      at each of the four stages
               |                                    |
               +--------> KIS (WFDM, wfdm.py) <-----+ ----> mask logits
 
-The ablation variants of Table 3 put other parts in the places of KPS, KFS and KIS (`ALIGNMENTS`, `FUSIONS`,
-`DECODERS`); the path is the same.
+The ablation variants of Table 3 replace KPS, KFS and KIS (`ALIGNMENTS`, `FUSIONS`, `DECODERS`); the data flow
+is the same.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ DECODERS = {"conv": ConvDecoder, "wfdm": WFDM}
 
 
 class TFANet(nn.Module):
-    """Referring image segmentation: an image and a sentence in, mask logits out (`tfanet.signature`)."""
+    """Referring image segmentation: image and expression -> mask logits (`tfanet.signature`)."""
 
     image_mean: Tensor
     image_std: Tensor
@@ -72,8 +72,7 @@ class TFANet(nn.Module):
         return self.decoder(fused, words, text.valid)
 
     def normalise(self, image: Tensor) -> Tensor:
-        """uint8 [B, S, S, 3] -> [B, 3, S, S] in the model's dtype, computed in FP32."""
-        # Cast first: TensorRT takes uint8 as a network input and as the input of a cast, nowhere else.
+        """uint8 [B, S, S, 3] -> [B, 3, S, S] in the model's dtype, computed in FP32 (`tfanet.fp16`)."""
         x = (to_fp32(image).permute(0, 3, 1, 2) - to_fp32(self.image_mean)) / to_fp32(self.image_std)
         return x.to(cast(Tensor, self.vmamba.patch_embed[0].weight).dtype)
 

@@ -1,4 +1,4 @@
-"""The deployed model's inputs and output, said once and used by export, engines and evaluation.
+"""Names, dtypes and shapes of the deployed model's inputs and output, for export, engines and evaluation.
 
 | name          | dtype   | shape          | range                                                        |
 |---------------|---------|----------------|--------------------------------------------------------------|
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 BATCH = "batch"
 MAX_BATCH = 1024
-"""The largest batch that an exported graph promises to take."""
+"""The largest batch of an exported graph."""
 
 
 @dataclass(frozen=True)
@@ -33,13 +33,13 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class Signature:
-    """The tensors that cross the deployed model's border."""
+    """The deployed model's inputs and outputs."""
 
     image: TensorSpec
     tokens: TensorSpec
     mask_logits: TensorSpec
     extra: tuple[TensorSpec, ...] = ()
-    """Outputs of a graph that is looked into rather than deployed."""
+    """Extra outputs, of a graph for debugging."""
 
     @property
     def inputs(self) -> tuple[TensorSpec, TensorSpec]:

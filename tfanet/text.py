@@ -18,14 +18,14 @@ from tfanet.files import require_file
 TOWERS: dict[str, dict[str, Any]] = {
     "tiny": {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 2},
 }
-"""Towers of the project's own, in the form of open_clip's `text_cfg`; open_clip's CLIP names work too."""
+"""This project's towers, in the form of open_clip's `text_cfg`. open_clip's CLIP names work as well."""
 
 HUB_SECONDS = 10
-"""How long the hub may take to answer before a download is given up."""
+"""Timeout of the first request to the hub."""
 
 
 class TextFeatures(NamedTuple):
-    """What the rest of the model needs of a sentence."""
+    """The features of an expression."""
 
     words: Tensor
     """F_W [B, W, L]: last-layer features of the tokens, zero at padded positions."""
@@ -82,10 +82,10 @@ class TextEncoder(nn.Module):
     def load_pretrained(self, source: str) -> None:
         """Load this tower's weights from a CLIP: a checkpoint file, or one of open_clip's pretrained tags.
 
-        A file is OpenAI's archive (.pt), or a state dict of open_clip (.pt, .bin, .safetensors); it may lack
-        the image part. A tag is downloaded by open_clip on first use. Strict: every parameter is filled, and
-        no text layer is left over. Raises `UserError` when the tower is the project's own, the tag is unknown
-        or cannot be had, or the file is no checkpoint of this CLIP.
+        A file is OpenAI's archive (.pt), or a state dict of open_clip (.pt, .bin, .safetensors), with or
+        without the image part. A tag is downloaded by open_clip on first use. Strict: every parameter is
+        loaded, and no text layer is left over. Raises `UserError` if this tower has no CLIP weights, the tag
+        is unknown or cannot be downloaded, or the file is not a checkpoint of this CLIP.
         """
         if self.name in TOWERS:
             raise UserError(
@@ -97,7 +97,7 @@ class TextEncoder(nn.Module):
         missing, unknown = sorted(expected.keys() - given.keys()), sorted(given.keys() - expected.keys())
         if missing or unknown:
             raise UserError(
-                f"{path} is no checkpoint of {self.name}: {len(missing)} parameters are missing "
+                f"{path} is not a checkpoint of {self.name}: {len(missing)} parameters are missing "
                 f"{missing[:2]}, {len(unknown)} unknown {unknown[:2]}"
             )
         for name, tensor in given.items():
@@ -111,7 +111,7 @@ class TextEncoder(nn.Module):
     def forward(self, tokens: Tensor) -> TextFeatures:
         length = tokens.shape[1]
         tower = self.tower
-        # EOT has the largest id. Padding is what follows it: id 0 alone will not do, for it is also "!".
+        # EOT has the largest id. Padding is what follows EOT; id 0 alone does not mark it, for "!" has id 0.
         end = tokens.argmax(dim=1)
         valid = torch.arange(length, device=tokens.device)[None] <= end[:, None]
         x = tower.token_embedding(tokens) + tower.positional_embedding[:length]
@@ -126,12 +126,12 @@ class TextEncoder(nn.Module):
 
 def _not_clip(name: str, reason: str) -> UserError:
     return UserError(
-        f"the text tower {name!r} is not of CLIP's own kind ({reason}); use one such as ViT-L-14 or ViT-B-16"
+        f"the text tower {name!r} is unsupported ({reason}); use a CLIP tower such as ViT-L-14 or ViT-B-16"
     )
 
 
 def _require_activation(name: str, source: str, quick: bool) -> None:
-    """`UserError` when the weights in `source` were trained with the other activation than tower `name`."""
+    """Raise `UserError` if the weights in `source` were trained with another activation than `name`'s."""
     if quick == (tower_config(name)["act_layer"] is not nn.GELU):
         return
     other = f"{name}-quickgelu" if quick else name.removesuffix("-quickgelu")
@@ -161,10 +161,10 @@ def _download(name: str, tag: str) -> Path:
             return Path(cached)
     hub = huggingface_hub.constants.ENDPOINT
     try:
-        # Without this question a machine without internet waits for dozens of the hub's own retries.
+        # Without this request a machine without internet waits for dozens of the hub's retries.
         huggingface_hub.get_session().head(hub, timeout=HUB_SECONDS)
         return Path(open_clip.download_pretrained(config))
-    except Exception as error:  # the network and the hub raise kinds of their own
+    except Exception as error:  # network and hub raise many types
         raise UserError(
             f"cannot download {tag} for {name} ({_one_line(error)}); fetch {hub}/{repository} ({files[0]}) "
             "on a machine with internet and give that file"
@@ -172,23 +172,23 @@ def _download(name: str, tag: str) -> Path:
 
 
 def _read_clip(path: Path, name: str) -> Mapping[str, Tensor]:
-    """The state dict of a checkpoint file. OpenAI's own archives are TorchScript."""
+    """The state dict of a checkpoint file. OpenAI's archives are TorchScript."""
     from open_clip.factory import load_state_dict
 
     require_file(path, "CLIP checkpoint")
     try:
         if _is_torchscript(path):
             _require_activation(name, str(path), quick=True)
-            with warnings.catch_warnings(action="ignore"):  # there is no other way to read such a file
+            with warnings.catch_warnings(action="ignore"):  # deprecated, but the only reader
                 state = torch.jit.load(path, map_location="cpu").state_dict()
         else:
             state = load_state_dict(str(path))
     except UserError:
         raise
-    except Exception as error:  # every file format raises its own kinds
-        raise UserError(f"{path} is damaged or no CLIP checkpoint: {_one_line(error)}") from error
+    except Exception as error:  # every file format raises other types
+        raise UserError(f"{path} is damaged or not a CLIP checkpoint: {_one_line(error)}") from error
     if not isinstance(state, Mapping) or not all(isinstance(t, Tensor) for t in state.values()):
-        raise UserError(f"{path} holds no state dict of a CLIP")
+        raise UserError(f"{path} has no CLIP state dict")
     return state
 
 
@@ -200,11 +200,11 @@ def _is_torchscript(path: Path) -> bool:
 
 
 def _text_part(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tower's parameters in the state dict of a CLIP, of either of open_clip's two arrangements."""
+    """The tower's parameters in the state dict of a CLIP, in either of open_clip's two layouts."""
     if any(name.startswith("text.token_embedding.") for name in state):
         state = {n.removeprefix("text."): tensor for n, tensor in state.items() if n.startswith("text.")}
-    own = ("token_embedding.", "positional_embedding", "transformer.", "ln_final.")
-    return {name: tensor for name, tensor in state.items() if name.startswith(own)}
+    text = ("token_embedding.", "positional_embedding", "transformer.", "ln_final.")
+    return {name: tensor for name, tensor in state.items() if name.startswith(text)}
 
 
 def _one_line(error: Exception) -> str:

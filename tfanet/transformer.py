@@ -1,13 +1,13 @@
-"""Alignment `transformer`: the standard attention that MLAM is compared with, Table 3 (c), Table 4 (b).
+"""Alignment `transformer`: softmax attention, which the paper compares MLAM with, Table 3 (c), Table 4 (b).
 
     T  = [F_V W_V ; F_W W_W]                              pixels and words as HW + L tokens of width d
     T' = T + Attention(LN(T)),  T'' = T' + FFN(LN(T'))    softmax attention of every token to every token (7)
-    F_V + T''_V,  F_W + T''_W                             go on to the baseline's product
+    F_V + T''_V,  F_W + T''_W                             inputs of the baseline's product
 
 Readings where the paper leaves room: the attention is one pre-norm encoder layer a stage (Vaswani et al.,
-"Attention Is All You Need", 2017) with a feed-forward part of 4d. Table 4 grants it 187.8 G more than the
-baseline. Pixels that attend to words alone would cost less than 1 G, so the pixels must attend to one another
-as well; d = 352 then meets the figure.
+"Attention Is All You Need", 2017) with a feed-forward part of 4d. In Table 4 it has 187.8 G MACs more than
+the baseline. If pixels attended to words alone it would have less than 1 G, so pixels attend to pixels as
+well; d = 352 then meets the table.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class EncoderLayer(nn.Module):
 
 
 class JointTransformer(nn.Module):
-    """Pixels and words through one joint layer, then the baseline's product of both."""
+    """One joint encoder layer over pixels and words, then the baseline's product of both."""
 
     def __init__(self, visual_dim: int, text_dim: int, config: TFANetConfig) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ class JointTransformer(nn.Module):
         self.product = WordProduct(visual_dim, text_dim, config)
 
     def forward(self, visual: Tensor, text: TextFeatures) -> Fusion:
-        """F_V [B, C, H, W] and the sentence's features -> the parts of the fusion block; words [B, C, L]."""
+        """F_V [B, C, H, W] and the text features -> the parts of the fusion block; words [B, C, L]."""
         pixels, words = visual.flatten(2).mT, text.words.mT
         tokens = torch.cat([self.visual_in(pixels), self.text_in(words)], dim=1)
         everywhere = torch.ones(pixels.shape[:2], dtype=torch.bool, device=pixels.device)

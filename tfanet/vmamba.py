@@ -1,8 +1,8 @@
 """VMamba image encoder (Liu et al., "VMamba: Visual State Space Model", 2024), variant `v05_noz`.
 
 Four stages of VSS blocks at stride 4, 8, 16 and 32, C_1..C_4 channels. Parameter names are those of the
-official checkpoints. Feature maps are [B, C, H, W] between modules and lie channels last in memory, which is
-how normalisations, 1x1 layers and the scan read them.
+official checkpoints. Feature maps are [B, C, H, W] between modules and channels last in memory, as
+normalisations, 1x1 layers and the scan read them.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ DT_RANGE = (1e-3, 1e-1)
 class SS2D(nn.Module):
     """2-D selective scan without gate: in_proj, depthwise 3x3, SiLU, scans, LayerNorm, out_proj.
 
-    [B, `inputs`, H, W] -> [B, `dim`, H, W]. `directions` = 4 scans a map by rows and columns, both ways;
-    2 scans a sequence (H = 1) both ways.
+    [B, `inputs`, H, W] -> [B, `dim`, H, W]. `directions` = 4 scans a map by rows and columns, forward and
+    reversed; 2 scans a sequence (H = 1) forward and reversed.
     """
 
     def __init__(
@@ -75,11 +75,10 @@ class SS2D(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = channels_first(self.in_proj(channels_last(x)))
         x = channels_last(F.silu(self.conv2d(x)))  # [B, H, W, D]
-        # dt, B and C of every direction, K (R + 2N) values a pixel: the same in whatever order pixels are
-        # read.
+        # dt, B and C of every direction, K (R + 2N) values a pixel, independent of the order of the pixels.
         p = F.linear(x, self.x_proj.weight.flatten(1))
         A = -torch.exp(to_fp32(self.A_logs))
-        scan = cross_selective_scan if self.directions == 4 else self._scan_both_ways
+        scan = cross_selective_scan if self.directions == 4 else self._bidirectional_scan
         parameters = (
             self.dt_projs.weight.flatten(1),
             A,
@@ -89,10 +88,10 @@ class SS2D(nn.Module):
         y = self.out_norm(scan(x, p, *parameters)).to(x.dtype)
         return channels_first(self.out_proj(y))
 
-    def _scan_both_ways(
+    def _bidirectional_scan(
         self, x: Tensor, p: Tensor, dt_weight: Tensor, A: Tensor, D: Tensor, delta_bias: Tensor
     ) -> Tensor:
-        """`cross_selective_scan` for a sequence x [B, 1, L, D] that is read forwards and backwards."""
+        """As `cross_selective_scan`, for a sequence x [B, 1, L, D], forward and reversed."""
         u = x.flatten(1, 2).mT  # [B, D, L]
         p = p.flatten(1, 2).mT.unflatten(1, (2, -1))  # [B, 2, R+2N, L]
         p = torch.stack([p[:, 0], p[:, 1].flip(-1)], dim=1)
@@ -105,7 +104,7 @@ class SS2D(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Two 1x1 layers with GELU between."""
+    """1x1 layer, GELU, 1x1 layer."""
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
@@ -119,7 +118,8 @@ class Mlp(nn.Module):
 class StochasticDepth(nn.Module):
     """In training a sample's branch is 0 with probability p, 0 <= p < 1, else 1 / (1 - p) times itself.
 
-    As torchvision's, whose p is a constant of compiled code: here blocks that differ in p alone share it.
+    As torchvision's, except that p is a buffer: in torchvision's p is a constant of the compiled code, here
+    blocks that differ in p alone share their compiled code.
     """
 
     survival: Tensor
@@ -154,14 +154,14 @@ class VSSBlock(nn.Module):
 
 
 class Stage(nn.Module):
-    """VSS blocks at one resolution and the downsampling sigma that leads to the next stage."""
+    """VSS blocks at one resolution and sigma, the downsampling to the next stage."""
 
     def __init__(self, dim: int, next_dim: int | None, config: TFANetConfig, drop_paths: list[float]) -> None:
         super().__init__()
         self.blocks = nn.Sequential(*(VSSBlock(dim, config, p) for p in drop_paths))
         self.downsample = nn.Identity()
         if next_dim is not None:
-            # Identities keep the positions, hence the parameter names, of the official checkpoints.
+            # Identities keep the indices, and so the parameter names, of the official checkpoints.
             self.downsample = nn.Sequential(
                 nn.Identity(), nn.Conv2d(dim, next_dim, 3, stride=2, padding=1), nn.Identity(),
                 LayerNorm2d(next_dim),
@@ -169,7 +169,7 @@ class Stage(nn.Module):
 
 
 class VMamba(nn.Module):
-    """The encoder's parts, `patch_embed` and four `layers`; TFANet interleaves its alignment between them."""
+    """`patch_embed` and four `layers`; TFANet puts its alignment between them."""
 
     def __init__(self, config: TFANetConfig) -> None:
         super().__init__()
@@ -180,12 +180,12 @@ class VMamba(nn.Module):
             nn.Conv2d(dims[0] // 2, dims[0], 3, stride=2, padding=1), nn.Identity(), LayerNorm2d(dims[0]),
         )  # fmt: skip
         blocks = sum(depths)
-        rates = [config.drop_path * i / max(blocks - 1, 1) for i in range(blocks)]
+        drop_paths = [config.drop_path * i / max(blocks - 1, 1) for i in range(blocks)]
         self.layers = nn.ModuleList()
         for i, (dim, depth) in enumerate(zip(dims, depths, strict=True)):
             first = sum(depths[:i])
             next_dim = dims[i + 1] if i + 1 < len(dims) else None
-            self.layers.append(Stage(dim, next_dim, config, rates[first : first + depth]))
+            self.layers.append(Stage(dim, next_dim, config, drop_paths[first : first + depth]))
 
     @property
     def stages(self) -> list[Stage]:
@@ -195,16 +195,18 @@ class VMamba(nn.Module):
     def load_official(self, source: str | Path | Mapping[str, Tensor]) -> None:
         """Load the weights of an official checkpoint, or its state dict.
 
-        That is a classification checkpoint (`vssm*.pth`), of which `model` is taken, not `model_ema`, as the
-        official code does; or a detection or segmentation checkpoint, of which the backbone is taken.
-        Strict: every parameter is filled, and nothing is left over but what follows the stages there, the
-        classifier or the norms `outnorm0` to `outnorm3`. Raises `UserError` when the file is missing or
-        unreadable, or when the checkpoint is of a variant with other sizes.
+        Of a classification checkpoint (`vssm*.pth`) `model` is loaded, not `model_ema`, as in the official
+        code; of a detection or segmentation checkpoint the backbone. Strict: every parameter is loaded, and
+        nothing is left over except the classifier and the norms `outnorm0` to `outnorm3`. Raises `UserError`
+        if the file is missing or unreadable, or the checkpoint is of another variant or size.
         """
         state = source if isinstance(source, Mapping) else _read_official(source)
-        given = official_names(state)
+        official = official_names(state)
         expected = self.state_dict()
-        missing, unknown = sorted(expected.keys() - given.keys()), sorted(given.keys() - expected.keys())
+        missing, unknown = (
+            sorted(expected.keys() - official.keys()),
+            sorted(official.keys() - expected.keys()),
+        )
         if prefix := _common_prefix(missing, unknown):
             raise UserError(
                 f"the names in the VMamba checkpoint begin with {prefix!r}: save its state dict as "
@@ -215,13 +217,13 @@ class VMamba(nn.Module):
                 f"the VMamba checkpoint is of another variant: {len(missing)} parameters are missing "
                 f"{missing[:2]}, {len(unknown)} unknown {unknown[:2]}"
             )
-        for name, tensor in given.items():
+        for name, tensor in official.items():
             if not _fits(tensor.shape, expected[name].shape):
                 raise UserError(
                     f"the VMamba checkpoint is of another variant: {name} is {[*tensor.shape]}, "
                     f"this model has {[*expected[name].shape]}"
                 )
-        self.load_state_dict({name: t.reshape(expected[name].shape) for name, t in given.items()})
+        self.load_state_dict({name: t.reshape(expected[name].shape) for name, t in official.items()})
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """Normalised image [B, 3, S, S] -> stage outputs [B, C_i, S/2^(i+1), S/2^(i+1)], i = 1..4."""
@@ -237,9 +239,9 @@ _PARAMETERS_OF_2024 = re.compile(r"\.(x_proj|dt_projs)_weight$")
 
 
 def official_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The encoder's part of an official state dict, under our names, which are the official code's of today.
+    """The encoder's tensors in an official state dict, by our names: those of the present official code.
 
-    The released files hold `x_proj_weight` and `dt_projs_weight`, the names of the code that trained them.
+    The released files have `x_proj_weight` and `dt_projs_weight`, the names of the code that trained them.
     """
     if any(name.startswith("backbone.") for name in state):  # a detector or segmenter of OpenMMLab's
         state = {n.removeprefix("backbone."): t for n, t in state.items() if n.startswith("backbone.")}
@@ -251,7 +253,7 @@ def official_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _common_prefix(missing: list[str], unknown: list[str]) -> str:
-    """What stands before every missing name among the unknown ones, `module.` for one; empty if nothing."""
+    """The prefix, such as `module.`, with which every missing name is among the unknown ones; "" if none."""
     first = min(missing, key=len, default="")
     prefixes = [name.removesuffix(first) for name in unknown if first and name.endswith(f".{first}")]
     return next((p for p in prefixes if all(f"{p}{name}" in unknown for name in missing)), "")
@@ -271,13 +273,13 @@ def _read_official(path: str | Path) -> Mapping[str, Tensor]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(
-            f"{path} holds more than weights or is no checkpoint; if you trust it, keep its weights alone: "
+            f"{path} is not a checkpoint of weights alone; if you trust it, save its weights: "
             "torch.save(torch.load(path, weights_only=False)['model'], new_path), with 'state_dict' in place "
             "of 'model' for a detector or segmenter"
         ) from error
     except (RuntimeError, EOFError, ValueError, KeyError, SafetensorError) as error:
-        raise UserError(f"VMamba checkpoint {path} is truncated or no PyTorch file") from error
+        raise UserError(f"VMamba checkpoint {path} is truncated or not a PyTorch file") from error
     state = content.get("model", content.get("state_dict", content)) if isinstance(content, dict) else None
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(f"{path} holds no state dict of a VMamba")
+        raise UserError(f"{path} has no VMamba state dict")
     return state

@@ -1,15 +1,15 @@
 """Knowledge Intensification Stage: Word-level Linguistic Feature-guided Semantic Deepening Module, eq. 23-26.
 
 Readings where the paper leaves room:
-- Equation 23 says F_LV and describes "word-level linguistic features derived from the first stage": those are
-  the text-shaped F_VL of equation 10. The kernel is the mean of delta(F_VL) over the words, one value a
-  channel; interpolating it bilinearly from 1 x 1 to H x W is a broadcast. Interpolating along the L words
-  instead would lay the sentence over the image's columns and padded words over its right edge.
+- Equation 23 writes F_LV and describes "word-level linguistic features derived from the first stage": those
+  are the text-shaped F_VL of equation 10. The kernel is the mean of delta(F_VL) over the words, one value a
+  channel; its bilinear interpolation from 1 x 1 to H x W is a broadcast. Interpolating the L words to W
+  columns instead would make a word act on a column, and padding on the right edge.
 - Equations 25, 26: the sum runs from the coarsest level (stage 4) to the finest; alpha is learned per step,
-  sigmoid of a scalar. Every level is brought to D channels first.
-- Table 4 grants the decoder dense convolutions at fine resolution that the text does not name: one 3x3 after
+  sigmoid of a scalar. Every level is projected to D channels first.
+- Table 4 leaves room for dense convolutions at fine resolution that the text does not mention: one 3x3 after
   each merge, one more at stride 4 and one at stride 2.
-- delta's bias starts at 1, so that an untrained kernel lets the features pass.
+- delta's bias starts at 1, so that an untrained kernel passes the features on.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def conv_bn_relu(inputs: int, outputs: int, kernel: int) -> nn.Sequential:
 
 
 def foreground_score(scores: Tensor) -> Tensor:
-    """Background and foreground [B, 2, H, W] -> foreground minus background, float32 [B, 1, H, W]."""
+    """Background and foreground [B, 2, H, W] -> FP32 foreground minus background [B, 1, H, W]."""
     background, foreground = to_fp32(scores).unbind(1)
     return (foreground - background)[:, None]
 

@@ -1,4 +1,4 @@
-"""The model as it is deployed: the same function, prepared for tracing, in FP32 or FP16 with FP32 islands."""
+"""The model for deployment: prepared for tracing, in FP32, or in FP16 with FP32 islands."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tfanet.model import TFANet
 
 
 def deployment_model(model: TFANet, *, fp16: bool, keep_fp32: Collection[str] = ()) -> TFANet:
-    """A copy of `model` in evaluation mode with its BatchNorms folded into the convolutions before them.
+    """A copy of `model` in evaluation mode, each BatchNorm folded into the convolution before it.
 
     With `fp16` its weights and activations are FP16, except the FP32 islands that `tfanet.fp16` lists and the
     blocks `keep_fp32` (`tfanet.blocks`). Raises `UserError` when the model has no such block.

@@ -1,9 +1,9 @@
-"""FP16 arithmetic in PyTorch on a CPU as a GPU's matrix units have it: FP16 operands, FP32 sums.
+"""FP16 arithmetic in PyTorch on a CPU as in a GPU's tensor cores: FP16 operands, FP32 sums.
 
-Every operation on half tensors computes in FP32 and rounds its result to FP16, so what exceeds 65504 becomes
-infinite at the operation that makes it. PyTorch's own half kernels on a CPU take minutes for a pair at
-`base`. ONNX Runtime's CPU provider computes most of an FP16 file in FP32 between casts and does not show such
-an overflow at all.
+Every operation on half tensors computes in FP32 and rounds its result to FP16, so a value above 65504 becomes
+infinite at the operation that computes it. PyTorch's half kernels on a CPU take minutes for a pair at `base`.
+ONNX Runtime's CPU provider computes most of an FP16 file in FP32 between casts, so it hides such an
+overflow.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tfanet.errors import VerificationError
 from tfanet.model import TFANet
 
 _UNCHANGED = frozenset({"_to_copy", "clone", "copy", "lift_fresh", "detach", "empty_like"})
-"""Operations that move or cast values and compute nothing."""
+"""Operations that only move or cast values."""
 
 
 class _HalfArithmetic(TorchDispatchMode):
@@ -33,24 +33,24 @@ class _HalfArithmetic(TorchDispatchMode):
         plain = name[0] != "aten" or name[1] in _UNCHANGED or func.is_view or func._schema.is_mutable
         if plain or not any(x.dtype == torch.half for x in tensors):
             return func(*args, **kwargs)
-        # Type promotion: a wider tensor decides, a wider scalar does not.
-        wide = any(x.dtype in (torch.float32, torch.float64) and x.dim() > 0 for x in tensors)
-        args, kwargs = pytree.tree_map_only(Tensor, _widened, (args, kwargs))
+        # Type promotion: an FP32 tensor makes the result FP32, an FP32 scalar does not.
+        promoted = any(x.dtype in (torch.float32, torch.float64) and x.dim() > 0 for x in tensors)
+        args, kwargs = pytree.tree_map_only(Tensor, _to_fp32, (args, kwargs))
         result = func(*args, **kwargs)
-        return result if wide else pytree.tree_map_only(Tensor, _rounded, result)
+        return result if promoted else pytree.tree_map_only(Tensor, _to_half, result)
 
 
-def _widened(x: Tensor) -> Tensor:
+def _to_fp32(x: Tensor) -> Tensor:
     return x.float() if x.dtype == torch.half else x
 
 
-def _rounded(x: Tensor) -> Tensor:
+def _to_half(x: Tensor) -> Tensor:
     return x.half() if x.dtype == torch.float32 else x
 
 
 @contextmanager
 def half_arithmetic() -> Iterator[None]:
-    """Within it every operation on half tensors has FP16 operands, FP32 sums and an FP16 result."""
+    """Within the `with` every operation on half tensors has FP16 operands, FP32 sums and an FP16 result."""
     with torch.inference_mode(), _HalfArithmetic():
         yield
 
@@ -65,17 +65,17 @@ def half_logits(model: TFANet, image: Tensor, tokens: Tensor) -> Tensor:
 
 
 def require_finite(model: TFANet, image: Tensor, tokens: Tensor) -> None:
-    """`VerificationError` that names the first block of a half model whose output is NaN or infinite."""
+    """Raise `VerificationError` with the first block of a half model whose output is NaN or infinite."""
     overflowing: list[str] = []
 
-    def seen(name: str, _block: Any, _args: Any, _kwargs: Any, output: Any) -> None:
+    def check(name: str, _block: Any, _args: Any, _kwargs: Any, output: Any) -> None:
         if not overflowing and not all(bool(torch.isfinite(x.float()).all()) for x in tensors_of(output)):
             overflowing.append(name)
 
-    with hook_blocks(model, seen):
+    with hook_blocks(model, check):
         logits = half_logits(model, image, tokens)
     if overflowing or not bool(torch.isfinite(logits).all()):
-        where = f"in block {overflowing[0]}" if overflowing else "behind the last block"
+        where = f"in block {overflowing[0]}" if overflowing else "after the last block"
         raise VerificationError(
             f"FP16 overflows {where}: real FP16 gives NaN or infinity there, although ONNX Runtime's CPU may "
             "not; tfanet-eval drift --fp16 --propose FILE finds the blocks to keep FP32"

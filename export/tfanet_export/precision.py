@@ -19,14 +19,14 @@ FORMAT_VERSION = 1
 
 @dataclass(frozen=True)
 class Precision:
-    """What `tfanet-eval drift --propose` writes and `tfanet-export --precision` obeys, as JSON."""
+    """The JSON file that `tfanet-eval drift --propose` writes and `tfanet-export --precision` reads."""
 
     weights_sha256: str
     """Of the model that the search ran on (`tfanet.checkpoint.weights_sha256`)."""
     keep_fp32: tuple[str, ...]
     """Names of blocks (`tfanet.blocks`)."""
     figures: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """What the search measured; for the reader, not for the export."""
+    """The search's measurements, for the user; export ignores them."""
     format_version: int = FORMAT_VERSION
 
     def write(self, path: str | Path) -> None:
@@ -34,24 +34,26 @@ class Precision:
 
     @classmethod
     def read(cls, path: str | Path) -> Precision:
-        """`UserError` when the file is missing or is no precision file of this version."""
+        """Read `path`. Raises `UserError` if it is missing or not a precision file of this version."""
         file = require_file(path, "precision file")
         try:
             content = json.loads(file.read_text("utf-8"))
-            found = cls(**content)
+            precision = cls(**content)
         except (ValueError, TypeError) as error:
             raise UserError(
-                f"{path} is no precision file; tfanet-eval drift --fp16 --propose writes one"
+                f"{path} is not a precision file; tfanet-eval drift --fp16 --propose writes one"
             ) from error
-        if found.format_version != FORMAT_VERSION:
-            raise UserError(f"{path} has format {found.format_version}, this version reads {FORMAT_VERSION}")
-        names = found.keep_fp32
+        if precision.format_version != FORMAT_VERSION:
+            raise UserError(
+                f"{path} has format {precision.format_version}, this version reads {FORMAT_VERSION}"
+            )
+        names = precision.keep_fp32
         if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
             raise UserError(f"keep_fp32 in {path} must be a list of block names")
-        return dataclasses.replace(found, keep_fp32=tuple(names))
+        return dataclasses.replace(precision, keep_fp32=tuple(names))
 
     def require_fit(self, model: TFANet) -> None:
-        """`UserError` unless the file was made for these weights and names blocks of this model."""
+        """Raise `UserError` if the file was made for other weights or names blocks that `model` lacks."""
         if self.weights_sha256 != weights_sha256(model):
             raise UserError(
                 "the precision file was made for other weights; make one: tfanet-eval drift --fp16 --propose"

@@ -1,4 +1,4 @@
-"""What only a CUDA device can show: the numbers of the CPU in every runtime. Run by `make gpu-check`."""
+"""Every runtime on a CUDA device compared with PyTorch on the CPU. Run by `make gpu-check`."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def on_gpu(pairs):
     return [torch.from_numpy(x).cuda() for x in pairs[:2]]
 
 
-def test_tensors_give_the_logits_of_arrays(pairs, plan, tmp_path):
+def test_cuda_tensors_give_the_same_logits_as_arrays(pairs, plan, tmp_path):
     onnx = tmp_path / "model.onnx"
     export_onnx(tfanet.load_model(bundled("tiny")), onnx, target="gpu")
     for file, tolerance in ((bundled("tiny"), 1e-3), (onnx, 1e-3), (plan, 0.1)):
@@ -129,12 +129,12 @@ def test_tensors_give_the_logits_of_arrays(pairs, plan, tmp_path):
             )
 
 
-def test_graphs_give_the_logits_of_calls_without(pairs, plan):
+def test_cuda_graphs_do_not_change_the_logits(pairs, plan):
     with open_engine(plan, contexts=1) as replayed, open_engine(plan, cuda_graphs=False) as plain:
         for count in (1, PAIRS, 1, PAIRS):
             images, tokens = pairs[0][:count], pairs[1][:count]
-            found = replayed.infer(images, tokens)
-            np.testing.assert_allclose(found, plain.infer(images, tokens), rtol=0, atol=0.1)
+            actual = replayed.infer(images, tokens)
+            np.testing.assert_allclose(actual, plain.infer(images, tokens), rtol=0, atol=0.1)
         with replayed._pool.context() as context:
             assert context.graph_batches == [1, PAIRS]
 
@@ -143,7 +143,7 @@ def test_threads_share_contexts(pairs, plan):
     with open_engine(plan, contexts=2) as engine:
         expected = engine.infer(*pairs[:2])
 
-        def ask(number):
+        def infer(number):
             at = number % PAIRS
             one = slice(at, at + 1)
             if number % 2:
@@ -152,23 +152,23 @@ def test_threads_share_contexts(pairs, plan):
             return at, engine.infer(*inputs).cpu().numpy()[0]
 
         with ThreadPoolExecutor(8) as threads:
-            for at, logits in threads.map(ask, range(64)):
+            for at, logits in threads.map(infer, range(64)):
                 np.testing.assert_allclose(logits, expected[at], rtol=0, atol=0.1)
 
 
-def test_closing_gives_the_memory_back(pairs, plan):
-    def taken():
+def test_closing_frees_the_memory(pairs, plan):
+    def memory_used():
         torch.cuda.synchronize()
         torch.cuda.empty_cache()
         free, total = torch.cuda.mem_get_info()
         return total - free
 
     open_engine(plan).close()  # libraries stay loaded
-    before = taken()
+    before = memory_used()
     for _ in range(5):
         with open_engine(plan) as engine:
             engine.infer(*pairs[:2])
-    assert taken() - before < 64 << 20
+    assert memory_used() - before < 64 << 20
 
 
 def test_training(shapes_root, tmp_path):

@@ -1,7 +1,7 @@
 """Triton kernels in tests: on a GPU where there is one, else on the CPU under Triton's interpreter.
 
-The interpreter has to be chosen before Triton is imported, and it excludes compiling. So without a GPU the
-tests of kernels are skipped in an ordinary session, and `test_interpreted_triton.py` runs them in another.
+The interpreter must be chosen before Triton is imported, and then nothing can be compiled. So without a GPU
+the kernels' tests are skipped in an ordinary session, and `test_interpreted_triton.py` runs them in another.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 
 @pytest.fixture
 def device(monkeypatch: pytest.MonkeyPatch) -> str:
-    """The device that kernels take tensors on. Memory that they are given to write holds NaN."""
+    """The device of the kernels' tensors. Uninitialised memory is filled with NaN."""
     if os.environ.get("TRITON_INTERPRET") == "1":
         _scan_by_doubling(monkeypatch)
         _multiply_bfloat16(monkeypatch)
@@ -39,7 +39,7 @@ def _poisoned(allocate: Callable[..., torch.Tensor]) -> Callable[..., torch.Tens
 def _scan_by_doubling(monkeypatch: pytest.MonkeyPatch) -> None:
     """Scan whole blocks in log2(length) steps, as a GPU does.
 
-    Triton's interpreter goes element by element, which takes 0.4 ms each and would accept an operation that
+    Triton's interpreter scans element by element, which takes 0.4 ms each and would accept an operation that
     is not associative.
     """
     from triton.runtime import interpreter
@@ -51,10 +51,10 @@ def _scan_by_doubling(monkeypatch: pytest.MonkeyPatch) -> None:
         while reach < len(blocks[0]):
             before = [self.to_tensor(np.roll(x, reach, 0), t) for x, t in zip(blocks, types, strict=True)]
             here = [self.to_tensor(x, t) for x, t in zip(blocks, types, strict=True)]
-            joined = self.combine_fn.fn(*before, *here)
+            combined = self.combine_fn.fn(*before, *here)
             blocks = [
                 np.concatenate([x[:reach], y.handle.data[reach:]])
-                for x, y in zip(blocks, joined, strict=True)
+                for x, y in zip(blocks, combined, strict=True)
             ]
             reach *= 2
         return [
@@ -66,13 +66,13 @@ def _scan_by_doubling(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _multiply_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the interpreter's dot read bfloat16, which it holds as 16-bit integers and multiplies as such."""
+    """Make the interpreter's dot convert bfloat16, which it stores and would multiply as 16-bit integers."""
     import triton.language as tl
     from triton.runtime import interpreter
 
     dot = interpreter.InterpreterBuilder.create_dot
 
-    def widened(x: interpreter.TensorHandle) -> interpreter.TensorHandle:
+    def to_fp32(x: interpreter.TensorHandle) -> interpreter.TensorHandle:
         if x.dtype.scalar != tl.bfloat16:
             return x
         bits = x.data.view(np.uint16).astype(np.uint32) << 16
@@ -81,5 +81,5 @@ def _multiply_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         interpreter.InterpreterBuilder,
         "create_dot",
-        lambda self, a, b, *others: dot(self, widened(a), widened(b), *others),
+        lambda self, a, b, *others: dot(self, to_fp32(a), to_fp32(b), *others),
     )

@@ -1,4 +1,4 @@
-"""The fused 2-D scan against four traversals with the token-by-token oracle."""
+"""The fused 2-D scan compared with four traversals of the token-by-token reference."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ def make_inputs(batch, height, width, dim, rank, states, shift=0.0, dtype=torch.
 
 @pytest.fixture
 def vectorised(monkeypatch):
-    """Without the compiled kernels, which have tests of their own."""
-    for question in ("supported", "scans"):
-        monkeypatch.setattr(native, question, lambda x, states: False)
+    """Without the compiled kernels, which have other tests."""
+    for function in ("supported", "scans"):
+        monkeypatch.setattr(native, function, lambda x, states: False)
 
 
 @pytest.mark.parametrize(("batch", "height", "width", "dim", "rank", "states", "shift"), CASES)
-def test_forward_equals_the_loop(vectorised, batch, height, width, dim, rank, states, shift):
+def test_forward_equals_the_reference(vectorised, batch, height, width, dim, rank, states, shift):
     inputs = make_inputs(batch, height, width, dim, rank, states, shift)
     expected = cross_selective_scan_loop(**{name: x.double() for name, x in inputs.items()})
     actual = cross_selective_scan(**inputs)
@@ -57,7 +57,7 @@ def test_forward_equals_the_loop(vectorised, batch, height, width, dim, rank, st
 
 
 @pytest.mark.parametrize(("batch", "height", "width", "dim", "rank", "states", "shift"), CASES)
-def test_gradients_equal_the_loops(batch, height, width, dim, rank, states, shift):
+def test_gradients_equal_the_reference(batch, height, width, dim, rank, states, shift):
     inputs = make_inputs(batch, height, width, dim, rank, states, shift, torch.float64)
     leaves = [x.requires_grad_() for x in inputs.values()]
     weight = torch.randn(inputs["x"].shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
@@ -68,11 +68,11 @@ def test_gradients_equal_the_loops(batch, height, width, dim, rank, states, shif
         torch.testing.assert_close(ours, right, rtol=1e-9, atol=1e-9 * scale + 1e-12, msg=name)
 
 
-def test_blocks_of_channels_join_seamlessly(vectorised, monkeypatch):
+def test_blocks_of_channels_do_not_change_the_result(vectorised, monkeypatch):
     inputs = make_inputs(2, 6, 5, 40, 2, 1)
-    whole = cross_selective_scan(**inputs)
+    expected = cross_selective_scan(**inputs)
     monkeypatch.setattr(recurrence, "BLOCK", 1)  # blocks of 16, 16 and 8 channels
-    torch.testing.assert_close(cross_selective_scan(**inputs), whole, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(cross_selective_scan(**inputs), expected, rtol=1e-6, atol=1e-6)
 
 
 def test_gradcheck():
@@ -80,12 +80,12 @@ def test_gradcheck():
     assert torch.autograd.gradcheck(cross_selective_scan, tuple(x.requires_grad_() for x in inputs.values()))
 
 
-def test_the_operation_is_registered_soundly():
+def test_operator_registration():
     inputs = make_inputs(1, 3, 4, 2, 1, 1)
     torch.library.opcheck(cross_selective_scan, tuple(x.requires_grad_() for x in inputs.values()))
 
 
-def test_inputs_stay_as_they_were():
+def test_inputs_are_not_modified():
     inputs = make_inputs(1, 1, 1, 1, 1, 1)
     before = {name: x.clone() for name, x in inputs.items()}
     leaves = [x.requires_grad_() for x in inputs.values()]
@@ -94,7 +94,7 @@ def test_inputs_stay_as_they_were():
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_half_tensors_are_computed_in_single_precision(dtype):
+def test_half_tensors_are_computed_in_fp32(dtype):
     inputs = make_inputs(1, 7, 6, 4, 2, 1)
     half = {name: x.to(dtype) for name, x in inputs.items()}
     y = cross_selective_scan(**half)
@@ -103,7 +103,7 @@ def test_half_tensors_are_computed_in_single_precision(dtype):
     torch.testing.assert_close(y, expected, rtol=0, atol=0)
 
 
-def test_autocast_leaves_it_alone():
+def test_autocast_does_not_change_the_result():
     inputs = make_inputs(1, 7, 6, 4, 2, 1)
     expected = cross_selective_scan(**inputs)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -112,11 +112,11 @@ def test_autocast_leaves_it_alone():
 
 def test_traversals_of_a_small_map():
     x = torch.arange(6.0).view(1, 2, 3, 1)  # 0 1 2 / 3 4 5
-    rows, columns, rows_back, columns_back = cross_scan(x)[0, :, 0].tolist()
+    rows, columns, reversed_rows, reversed_columns = cross_scan(x)[0, :, 0].tolist()
     assert rows == [0, 1, 2, 3, 4, 5]
     assert columns == [0, 3, 1, 4, 2, 5]
-    assert rows_back == rows[::-1]
-    assert columns_back == columns[::-1]
+    assert reversed_rows == rows[::-1]
+    assert reversed_columns == columns[::-1]
     torch.testing.assert_close(cross_merge(cross_scan(x), 2, 3), 4 * x)
 
 
@@ -136,7 +136,7 @@ def test_non_contiguous_inputs():
         ("x", (3, 4, 2), r"x must be \[batch, H, W, D\]"),
     ],
 )
-def test_wrong_shapes_are_named(name, shape, message):
+def test_invalid_shapes_raise_with_the_name(name, shape, message):
     inputs = make_inputs(1, 3, 4, 2, 1, 1)
     with pytest.raises(ValueError, match=message):
         cross_selective_scan(**(inputs | {name: torch.zeros(shape)}))

@@ -1,4 +1,4 @@
-"""The Triton kernels of the 2-D scan against four traversals with the token-by-token oracle."""
+"""The Triton kernels of the 2-D scan compared with four traversals of the token-by-token reference."""
 
 from __future__ import annotations
 
@@ -62,24 +62,24 @@ def run(kernels, inputs, weight, device):
     from tfanet.ops.selective_scan_triton import selective_scan_backward
 
     on_device = [x.to(device) for x in inputs.values()]
-    found = [kernels.cross_selective_scan_forward(*on_device)]
-    found += traversal_gradients(selective_scan_backward, weight.to(device), *on_device)
-    return [x.cpu() for x in found]
+    actual = [kernels.cross_selective_scan_forward(*on_device)]
+    actual += traversal_gradients(selective_scan_backward, weight.to(device), *on_device)
+    return [x.cpu() for x in actual]
 
 
 def weight_of(inputs):
     return torch.randn(inputs["x"].shape, generator=torch.Generator().manual_seed(1))
 
 
-def assert_close(found, expected, tolerance):
+def assert_close(actual, expected, tolerance):
     """Largest difference relative to the largest value, tensor by tensor; NaN never passes."""
-    for name, ours, right in zip(("y", *NAMES)[: len(expected)], found, expected, strict=True):
+    for name, ours, right in zip(("y", *NAMES)[: len(expected)], actual, expected, strict=True):
         limit = max(tolerance, torch.finfo(ours.dtype).eps) * right.abs().max()
         assert (ours.double() - right).abs().max() <= limit, name
 
 
 @pytest.mark.parametrize(("batch", "height", "width", "dim", "rank", "states", "shift"), CASES)
-def test_output_and_gradients_equal_the_loops(
+def test_output_and_gradients_equal_the_reference(
     batch, height, width, dim, rank, states, shift, kernels, device
 ):
     inputs = make_inputs(batch, height, width, dim, rank, states, shift)
@@ -87,8 +87,8 @@ def test_output_and_gradients_equal_the_loops(
     assert_close(run(kernels, inputs, weight, device), oracle(inputs, weight), 1e-5)
 
 
-def test_states_are_carried_from_block_to_block_of_chunks(kernels, device, monkeypatch):
-    """As on maps of more than 2,048 pixels."""
+def test_states_are_carried_between_blocks_of_chunks(kernels, device, monkeypatch):
+    """As for maps of more than 2,048 pixels."""
     monkeypatch.setattr(kernels, "start_block", lambda pixels: 2)
     inputs = make_inputs(1, 13, 20, 3, 2, 2, -3.0)
     weight = weight_of(inputs)
@@ -96,27 +96,27 @@ def test_states_are_carried_from_block_to_block_of_chunks(kernels, device, monke
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_half_tensors_are_only_stored_in_half(dtype, kernels, device):
+def test_half_tensors_are_computed_in_fp32(dtype, kernels, device):
     inputs = make_inputs(1, 7, 9, 20, 3, 1, 0.0, dtype)
     weight = weight_of(inputs)
-    found, expected = run(kernels, inputs, weight, device), oracle(inputs, weight)
-    assert [x.dtype for x in found] == [torch.float32, dtype, dtype, dtype, *[torch.float32] * 3]
-    assert_close(found, expected, 1e-5)
+    actual, expected = run(kernels, inputs, weight, device), oracle(inputs, weight)
+    assert [x.dtype for x in actual] == [torch.float32, dtype, dtype, dtype, *[torch.float32] * 3]
+    assert_close(actual, expected, 1e-5)
 
 
-def test_weights_wider_than_the_map(kernels, device):
-    """Autocast leaves parameters in FP32 beside activations in half."""
+def test_fp32_weights_with_a_half_map(kernels, device):
+    """Under autocast parameters are FP32 and activations half."""
     inputs = make_inputs(1, 7, 9, 20, 3, 1, 0.0, torch.float16)
     inputs["dt_weight"] = inputs["dt_weight"].float() * 1.001
     weight = weight_of(inputs)
     assert_close(run(kernels, inputs, weight, device), oracle(inputs, weight), 1e-5)
 
 
-def test_the_same_in_every_run(kernels, device):
+def test_results_are_deterministic(kernels, device):
     inputs = make_inputs(1, 6, 7, 5, 2, 1)
     weight = weight_of(inputs)
-    first, again = (run(kernels, inputs, weight, device) for _ in range(2))
-    assert all(torch.equal(x, y) for x, y in zip(first, again, strict=True))
+    first, second = (run(kernels, inputs, weight, device) for _ in range(2))
+    assert all(torch.equal(x, y) for x, y in zip(first, second, strict=True))
 
 
 def test_non_contiguous_inputs(kernels, device):
@@ -152,10 +152,10 @@ def test_cuda_tensors_reach_the_kernels(kernels, device, monkeypatch):
     weight = weight_of(inputs)
     on_device = [x.to(device) for x in inputs.values()]
     with torch.autocast(device, dtype=torch.bfloat16):
-        found = [module._on_gpu(*on_device), *module._backward_on_gpu(weight.to(device), *on_device)]
+        actual = [module._on_gpu(*on_device), *module._backward_on_gpu(weight.to(device), *on_device)]
     assert calls == ["fused", "gradients"]
-    assert_close([x.cpu() for x in found], oracle(inputs, weight), 1e-5)
+    assert_close([x.cpu() for x in actual], oracle(inputs, weight), 1e-5)
     module._on_gpu(*(x.double() for x in on_device))
     monkeypatch.setattr(kernels, "MAX_ELEMENTS", 10)
-    assert_close([module._on_gpu(*on_device).cpu(), *found[1:]], oracle(inputs, weight), 1e-5)
+    assert_close([module._on_gpu(*on_device).cpu(), *actual[1:]], oracle(inputs, weight), 1e-5)
     assert calls == ["fused", "gradients"]

@@ -1,4 +1,4 @@
-"""Every test of a Triton kernel, run under Triton's interpreter in a session of its own."""
+"""Run the Triton kernels' tests under Triton's interpreter, in another session."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FILES = (
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the kernels' tests run on the GPU")
-@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="this is the interpreter's session")
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="already under the interpreter")
 @pytest.mark.parametrize("file", FILES)
 def test_under_the_interpreter(file):
     pytest.importorskip("triton")

@@ -1,4 +1,4 @@
-"""X-Norm linear cross-attention against the loop that reads like equations 8 and 9."""
+"""X-Norm linear cross-attention compared with the loop of equations 8 and 9."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from tfanet.ops.linear_cross_attention import linear_cross_attention_loop
 CASES = [
     # batch, heads, d, M, N
     pytest.param(1, 1, 1, 1, 1, id="smallest"),
-    pytest.param(2, 2, 5, 17, 63, id="words-ask-pixels"),
-    pytest.param(1, 3, 8, 225, 17, id="pixels-ask-words"),
+    pytest.param(2, 2, 5, 17, 63, id="words-query-pixels"),
+    pytest.param(1, 3, 8, 225, 17, id="pixels-query-words"),
 ]
 
 
@@ -31,14 +31,14 @@ def make_inputs(batch, heads, dim, queries, keys, dtype=torch.float32):
 
 
 @pytest.mark.parametrize(("batch", "heads", "dim", "queries", "keys"), CASES)
-def test_forward_equals_the_loop(batch, heads, dim, queries, keys):
+def test_forward_equals_the_reference(batch, heads, dim, queries, keys):
     inputs = make_inputs(batch, heads, dim, queries, keys)
     expected = linear_cross_attention_loop(**{name: x.double() for name, x in inputs.items()})
     torch.testing.assert_close(linear_cross_attention(**inputs).double(), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(("batch", "heads", "dim", "queries", "keys"), CASES)
-def test_gradients_equal_the_loops(batch, heads, dim, queries, keys):
+def test_gradients_equal_the_reference(batch, heads, dim, queries, keys):
     inputs = {
         n: x.requires_grad_() for n, x in make_inputs(batch, heads, dim, queries, keys, torch.float64).items()
     }
@@ -84,7 +84,7 @@ def test_zero_keys_are_ignored_and_zero_queries_stay_zero():
         ("gamma", (3,), r"gamma must be \[2\]"),
     ],
 )
-def test_wrong_shapes_are_named(name, shape, message):
+def test_invalid_shapes_raise_with_the_name(name, shape, message):
     inputs = make_inputs(1, 2, 4, 6, 5)
     with pytest.raises(ValueError, match=message):
         linear_cross_attention(**dict(inputs, **{name: torch.zeros(shape)}))

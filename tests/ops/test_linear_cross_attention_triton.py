@@ -1,4 +1,4 @@
-"""The Triton kernels of the linear cross-attention against the loop over positions."""
+"""The Triton kernels of the linear cross-attention compared with the loop over positions."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ NAMES = ("q", "k", "v", "gamma")
 CASES = [
     # batch, h, d, M, N, keys a split, positions a block
     pytest.param(1, 1, 16, 1, 2, 1024, 128, id="one-query-two-keys"),
-    pytest.param(2, 3, 16, 17, 225, 1024, 128, id="words-ask-an-image"),
-    pytest.param(2, 3, 16, 225, 17, 1024, 32, id="an-image-asks-words"),
+    pytest.param(2, 3, 16, 17, 225, 1024, 128, id="words-query-an-image"),
+    pytest.param(2, 3, 16, 225, 17, 1024, 32, id="an-image-queries-words"),
     pytest.param(1, 2, 16, 17, 225, 64, 16, id="split-keys"),
     pytest.param(1, 2, 16, 150, 128, 64, 32, id="split-queries-and-whole-blocks"),
     pytest.param(1, 2, 5, 33, 40, 32, 16, id="5-channels-a-head"),
@@ -48,24 +48,24 @@ def oracle(inputs, weight):
 
 def run(kernels, inputs, weight, device):
     on_device = [x.to(device) for x in inputs.values()]
-    found = [kernels.linear_cross_attention_forward(*on_device)]
-    found += kernels.linear_cross_attention_backward(weight.to(device), *on_device)
-    return [x.cpu() for x in found]
+    actual = [kernels.linear_cross_attention_forward(*on_device)]
+    actual += kernels.linear_cross_attention_backward(weight.to(device), *on_device)
+    return [x.cpu() for x in actual]
 
 
 def weight_of(inputs):
     return torch.randn(inputs["q"].shape, generator=torch.Generator().manual_seed(1))
 
 
-def assert_close(found, expected, tolerance):
+def assert_close(actual, expected, tolerance):
     """Largest difference relative to the largest value, tensor by tensor; NaN never passes."""
-    for name, ours, right in zip(("out", *NAMES), found, expected, strict=True):
+    for name, ours, right in zip(("out", *NAMES), actual, expected, strict=True):
         limit = max(tolerance, torch.finfo(ours.dtype).eps) * right.abs().max()
         assert (ours.double() - right).abs().max() <= limit, name
 
 
 @pytest.mark.parametrize(("batch", "heads", "d", "queries", "keys", "split", "block"), CASES)
-def test_output_and_gradients_equal_the_loops(
+def test_output_and_gradients_equal_the_reference(
     batch, heads, d, queries, keys, split, block, kernels, device, monkeypatch
 ):
     monkeypatch.setattr(kernels, "SPLIT", split)
@@ -77,18 +77,18 @@ def test_output_and_gradients_equal_the_loops(
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("split", [32, 1024])
-def test_half_tensors_are_only_stored_in_half(dtype, split, kernels, device, monkeypatch):
+def test_half_tensors_are_computed_in_fp32(dtype, split, kernels, device, monkeypatch):
     monkeypatch.setattr(kernels, "SPLIT", split)
     monkeypatch.setattr(kernels, "BLOCK", 32)
     inputs = make_inputs(1, 2, 16, 20, 90, dtype)
     weight = weight_of(inputs).to(dtype)
-    found = run(kernels, inputs, weight, device)
-    assert [x.dtype for x in found] == [dtype] * 4 + [torch.float32]
-    assert_close(found, oracle(inputs, weight), 5e-6)
+    actual = run(kernels, inputs, weight, device)
+    assert [x.dtype for x in actual] == [dtype] * 4 + [torch.float32]
+    assert_close(actual, oracle(inputs, weight), 5e-6)
 
 
 def test_sums_beyond_the_range_of_fp16(kernels, device, monkeypatch):
-    """300 keys of 40 x 40 sum to 480,000, which FP16 would call infinite."""
+    """300 keys of 40 x 40 sum to 480,000, which is infinite in FP16."""
     monkeypatch.setattr(kernels, "SPLIT", 128)
     inputs = make_inputs(1, 1, 16, 5, 300, torch.float16)
     inputs |= {name: torch.full((1, 1, 16, 300), 40.0, dtype=torch.float16) for name in ("k", "v")}
@@ -98,13 +98,13 @@ def test_sums_beyond_the_range_of_fp16(kernels, device, monkeypatch):
     )
 
 
-def test_the_same_in_every_run(kernels, device, monkeypatch):
+def test_results_are_deterministic(kernels, device, monkeypatch):
     monkeypatch.setattr(kernels, "SPLIT", 32)
     monkeypatch.setattr(kernels, "BLOCK", 32)
     inputs = make_inputs(1, 2, 16, 20, 90)
     weight = weight_of(inputs)
-    first, again = (run(kernels, inputs, weight, device) for _ in range(2))
-    assert all(torch.equal(x, y) for x, y in zip(first, again, strict=True))
+    first, second = (run(kernels, inputs, weight, device) for _ in range(2))
+    assert all(torch.equal(x, y) for x, y in zip(first, second, strict=True))
 
 
 def test_non_contiguous_inputs(kernels, device):
@@ -127,12 +127,12 @@ def test_cuda_tensors_reach_the_kernels(kernels, device, monkeypatch):
     inputs = make_inputs(1, 2, 16, 9, 30)
     weight = weight_of(inputs)
     on_device = [x.to(device) for x in inputs.values()]
-    found = [module._on_gpu(*on_device), *module._backward_on_gpu(weight.to(device), *on_device)]
+    actual = [module._on_gpu(*on_device), *module._backward_on_gpu(weight.to(device), *on_device)]
     assert calls == ["linear_cross_attention_forward", "linear_cross_attention_backward"]
-    assert_close([x.cpu() for x in found], oracle(inputs, weight), 5e-6)
+    assert_close([x.cpu() for x in actual], oracle(inputs, weight), 5e-6)
     module._on_gpu(*(x.double() for x in on_device))
-    module._on_gpu(*(x.to(device) for x in make_inputs(1, 1, module.WIDEST_HEAD + 1, 2, 2).values()))
+    module._on_gpu(*(x.to(device) for x in make_inputs(1, 1, module.MAX_HEAD + 1, 2, 2).values()))
     assert len(calls) == 2
     if device == "cuda":
-        assert torch.equal(module.linear_cross_attention(*on_device), found[0])
+        assert torch.equal(module.linear_cross_attention(*on_device), actual[0])
         assert len(calls) == 3

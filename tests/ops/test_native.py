@@ -1,4 +1,4 @@
-"""The compiled kernel of the 2-D scan, in PyTorch and in ONNX Runtime, against the token-by-token oracle."""
+"""The compiled kernel of the 2-D scan, in PyTorch and ONNX Runtime, compared with the reference loop."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ CASES = [
     pytest.param(1, 1, 1, 1, 1, 1, 0.0, id="one-pixel"),
     pytest.param(1, 33, 16, 3, 2, 16, 0.0, id="16-states"),
     pytest.param(1, 8, 7, 3, 2, 1, -25.0, id="tiny-steps"),
-    pytest.param(1, 8, 7, 3, 2, 2, 60.0, id="steps-that-forget-everything"),
+    pytest.param(1, 8, 7, 3, 2, 2, 60.0, id="large-steps"),
     # Around the kernel's own sizes: tiles of 32 tokens, parts of 32 channels, 4 tokens at a time.
     pytest.param(1, 1, 31, 31, 1, 1, 0.0, id="31-tokens-31-channels"),
     pytest.param(1, 4, 8, 32, 4, 1, 0.0, id="32-tokens-32-channels"),
@@ -61,21 +61,21 @@ def oracle(inputs):
     return cross_selective_scan_loop(**{name: x.double() for name, x in inputs.items()})
 
 
-def assert_right(actual, expected):
+def assert_close(actual, expected):
     assert actual.dtype == torch.float32
     assert (actual.double() - expected).abs().max() <= 2e-6 * max(expected.abs().max().item(), 1.0)
 
 
 @BUILT
 @pytest.mark.parametrize(("batch", "height", "width", "dim", "rank", "states", "shift"), CASES)
-def test_the_kernel_equals_the_loop(batch, height, width, dim, rank, states, shift):
+def test_kernel_equals_the_reference(batch, height, width, dim, rank, states, shift):
     inputs = make_inputs(batch, height, width, dim, rank, states, shift)
     assert native.supported(inputs["x"], states)
-    assert_right(native.cross_selective_scan(**inputs), oracle(inputs))
+    assert_close(native.cross_selective_scan(**inputs), oracle(inputs))
 
 
 @BUILT
-def test_the_operation_takes_the_kernel(monkeypatch):
+def test_operation_calls_the_kernel(monkeypatch):
     calls = []
     monkeypatch.setattr(native, "cross_selective_scan", lambda *inputs: calls.append(1) or inputs[0].clone())
     cross_selective_scan(**make_inputs(1, 3, 4, 2, 1, 1))
@@ -83,7 +83,7 @@ def test_the_operation_takes_the_kernel(monkeypatch):
 
 
 @BUILT
-def test_threads_do_not_change_a_bit():
+def test_result_does_not_depend_on_threads():
     inputs = make_inputs(2, 9, 7, 70, 3, 2)
     threads, results = torch.get_num_threads(), []
     try:
@@ -97,14 +97,14 @@ def test_threads_do_not_change_a_bit():
 
 
 @BUILT
-def test_nan_stays_in_its_channel_and_picture():
+def test_nan_stays_in_its_channel_and_image():
     inputs = make_inputs(2, 4, 5, 40, 2, 1)
     inputs["x"][1, 2, 3, 35] = torch.nan
-    bad = native.cross_selective_scan(**inputs).isnan()
-    assert bad[1, 2, 3, 35]
-    assert not bad[0].any()
-    assert not bad[..., :35].any()
-    assert not bad[..., 36:].any()
+    nan = native.cross_selective_scan(**inputs).isnan()
+    assert nan[1, 2, 3, 35]
+    assert not nan[0].any()
+    assert not nan[..., :35].any()
+    assert not nan[..., 36:].any()
 
 
 @pytest.mark.parametrize(
@@ -117,16 +117,16 @@ def test_nan_stays_in_its_channel_and_picture():
     ],
     ids=["fp64", "empty", "17-states", "no-memory"],
 )
-def test_what_the_kernel_does_not_take(x, states):
+def test_unsupported_inputs(x, states):
     assert not native.supported(x, states)
 
 
-def test_more_states_than_the_kernel_takes_are_computed_all_the_same():
+def test_more_states_than_supported_use_the_vectorised_code():
     inputs = make_inputs(1, 4, 5, 3, 2, native.MAX_STATES + 1)
-    assert_right(cross_selective_scan(**inputs), oracle(inputs))
+    assert_close(cross_selective_scan(**inputs), oracle(inputs))
 
 
-def test_the_switch_keeps_the_library_out():
+def test_environment_variable_disables_the_library():
     code = "from tfanet.ops import native; print(native.library())"
     ran = subprocess.run(
         [sys.executable, "-c", code], env=os.environ | {native.SWITCH: "0"}, capture_output=True, text=True
@@ -136,7 +136,7 @@ def test_the_switch_keeps_the_library_out():
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not installed")
 @pytest.mark.parametrize("state", [1, 3])
-def test_the_code_for_older_processors(tmp_path_factory, state):
+def test_code_without_avx2(tmp_path_factory, state):
     """The same source without AVX2, and with the compiler's checks for undefined behaviour."""
     path = tmp_path_factory.getbasetemp() / "baseline.so"
     if not path.exists():
@@ -149,14 +149,14 @@ def test_the_code_for_older_processors(tmp_path_factory, state):
     inputs = make_inputs(2, 9, 7, 70, 3, state, -4.0)
     y = torch.full_like(inputs["x"], torch.nan)
     assert kernel(*(t.data_ptr() for t in (*inputs.values(), y)), *y.shape, 3, state, 2) == 0
-    assert_right(y, oracle(inputs))
+    assert_close(y, oracle(inputs))
 
 
 # ONNX Runtime.
 
 
 def one_node(inputs, dtype, **shapes):
-    """A model of one node whose input shapes are unknown, so that it is the kernel that must check them."""
+    """A model of one node with unknown input shapes, so that the kernel must check them."""
     kind = TensorProto.FLOAT16 if dtype == np.float16 else TensorProto.FLOAT
     values = [helper.make_tensor_value_info(name, kind, [None] * inputs[name].dim()) for name in NAMES]
     node = helper.make_node(CROSS_SCAN, NAMES, ["y"], domain=DOMAIN)
@@ -186,7 +186,7 @@ def test_onnx_runtime_runs_the_kernel(batch, height, width, dim, rank, states, s
     rounded = {name: torch.from_numpy(x).float() for name, x in feed.items()}
     model = one_node(inputs, dtype).SerializeToString()
     actual = session(model).run(None, feed)[0]
-    assert_right(torch.from_numpy(actual), oracle(rounded))
+    assert_close(torch.from_numpy(actual), oracle(rounded))
 
 
 @BUILT
@@ -199,7 +199,7 @@ def test_onnx_runtime_runs_the_kernel(batch, height, width, dim, rank, states, s
         ("delta_bias", (9,), "delta_bias does not fit"),
     ],
 )
-def test_onnx_runtime_names_wrong_shapes(name, shape, message):
+def test_onnx_runtime_rejects_invalid_shapes(name, shape, message):
     inputs = make_inputs(1, 3, 4, 2, 1, 1)
     feed = {key: x.numpy() for key, x in inputs.items()} | {name: np.zeros(shape, np.float32)}
     opened = session(one_node(inputs, np.float32).SerializeToString())
@@ -209,7 +209,7 @@ def test_onnx_runtime_names_wrong_shapes(name, shape, message):
 
 @BUILT
 @pytest.mark.parametrize("fp16", [False, True], ids=["fp32", "fp16"])
-def test_a_whole_model_runs_the_kernel_and_gives_the_same(fp16, exported, tmp_path):
+def test_a_model_with_the_kernel_equals_the_function_bodies(fp16, exported, tmp_path):
     path = exported["fp16" if fp16 else "fp32"].path
     rng = np.random.default_rng(0)
     with open_engine(path, native=False) as bodies, open_engine(path) as compiled:

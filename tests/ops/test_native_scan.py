@@ -1,4 +1,4 @@
-"""The compiled recurrence and its gradients against the FP64 path, which other tests hold to the loop."""
+"""The compiled recurrence and its gradients compared with the FP64 path, which other tests check."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CASES = [
     pytest.param(1, 1, 1, 1, 0.0, False, id="one-token"),
     pytest.param(1, 17, 3, 16, 0.0, True, id="16-states"),
     pytest.param(2, 56, 3, 1, -25.0, False, id="tiny-steps"),
-    pytest.param(1, 56, 3, 2, 60.0, True, id="steps-that-forget-everything"),
+    pytest.param(1, 56, 3, 2, 60.0, True, id="large-steps"),
     pytest.param(2, 33, 31, 2, 0.0, False, id="31-channels"),
     pytest.param(2, 33, 32, 1, -4.0, True, id="32-channels"),
     pytest.param(3, 65, 70, 2, 0.0, True, id="70-channels"),
@@ -32,8 +32,8 @@ CASES = [
 def make_inputs(batch, length, channels, states, shift):
     """out (or dout), raw, u, A, B, C; the first three with gaps between their tokens."""
     rng = torch.Generator().manual_seed(0)
-    wide = torch.randn(3, batch, length, channels + 5, generator=rng)
-    out, raw, u = (part[..., 2 : channels + 2] for part in wide)
+    padded = torch.randn(3, batch, length, channels + 5, generator=rng)
+    out, raw, u = (part[..., 2 : channels + 2] for part in padded)
     A = -torch.randn(channels, states, generator=rng).exp()
     B, C = torch.randn(2, batch, length, states, generator=rng)
     return out, raw + shift, u, A, B, C
@@ -43,38 +43,38 @@ def double(tensors):
     return [x.double() for x in tensors]
 
 
-def assert_right(actual, expected):
+def assert_close(actual, expected):
     assert actual.dtype == torch.float32
     assert (actual.double() - expected).abs().max() <= 4e-6 * max(expected.abs().max().item(), 1e-30)
 
 
 @pytest.mark.parametrize(("batch", "length", "channels", "states", "shift", "reverse"), CASES)
-def test_the_scan_equals_the_vectorised_one(batch, length, channels, states, shift, reverse):
-    out, *given = make_inputs(batch, length, channels, states, shift)
-    assert native.scans(given[1], states)
+def test_scan_equals_the_vectorised_scan(batch, length, channels, states, shift, reverse):
+    out, *inputs = make_inputs(batch, length, channels, states, shift)
+    assert native.scans(inputs[1], states)
     expected = out.double()
-    recurrence.scan_into(expected, *double(given), reverse=reverse)
-    recurrence.scan_into(out, *given, reverse=reverse)
-    assert_right(out, expected)
+    recurrence.scan_into(expected, *double(inputs), reverse=reverse)
+    recurrence.scan_into(out, *inputs, reverse=reverse)
+    assert_close(out, expected)
 
 
 @pytest.mark.parametrize(("batch", "length", "channels", "states", "shift", "reverse"), CASES)
-def test_its_gradients_equal_the_vectorised_ones(batch, length, channels, states, shift, reverse):
-    given = make_inputs(batch, length, channels, states, shift)
-    actual = recurrence.scan_gradients(*given, reverse=reverse)
-    expected = recurrence.scan_gradients(*double(given), reverse=reverse)
+def test_gradients_equal_the_vectorised_ones(batch, length, channels, states, shift, reverse):
+    inputs = make_inputs(batch, length, channels, states, shift)
+    actual = recurrence.scan_gradients(*inputs, reverse=reverse)
+    expected = recurrence.scan_gradients(*double(inputs), reverse=reverse)
     for name, one, other in zip(actual._fields, actual, expected, strict=True):
         assert one.shape == other.shape, name
-        assert_right(one, other)
+        assert_close(one, other)
 
 
-def test_threads_do_not_change_a_bit():
-    given = make_inputs(3, 40, 70, 2, 0.0)
+def test_result_does_not_depend_on_threads():
+    inputs = make_inputs(3, 40, 70, 2, 0.0)
     threads, results = torch.get_num_threads(), []
     try:
         for count in (1, 2, 5):
             torch.set_num_threads(count)
-            results.append(recurrence.scan_gradients(*given))
+            results.append(recurrence.scan_gradients(*inputs))
     finally:
         torch.set_num_threads(threads)
     for other in results[1:]:
@@ -92,12 +92,12 @@ def test_threads_do_not_change_a_bit():
     ],
     ids=["fp64", "fp16", "empty", "17-states", "no-memory"],
 )
-def test_what_it_does_not_take(u, states):
+def test_unsupported_inputs(u, states):
     assert not native.scans(u, states)
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not installed")
-def test_the_code_for_older_processors(tmp_path, monkeypatch):
+def test_code_without_avx2(tmp_path, monkeypatch):
     """The same source without AVX2, and with the compiler's checks for undefined behaviour."""
     path = tmp_path / "baseline.so"
     flags = ["-O2", "-std=c++17", "-shared", "-fPIC", "-pthread", "-Wno-psabi", "-DTFANET_BASELINE"]
@@ -105,10 +105,10 @@ def test_the_code_for_older_processors(tmp_path, monkeypatch):
     subprocess.run(["g++", *flags, *checks, str(SOURCES / "scan.cpp"), "-o", str(path)], check=True)
     older = ctypes.CDLL(str(path))
     monkeypatch.setattr(native, "_kernel", lambda name: getattr(older, f"tfanet_{name}"))
-    test_the_scan_equals_the_vectorised_one(2, 33, 41, 2, 0.0, True)
-    test_its_gradients_equal_the_vectorised_ones(2, 33, 41, 2, 0.0, False)
+    test_scan_equals_the_vectorised_scan(2, 33, 41, 2, 0.0, True)
+    test_gradients_equal_the_vectorised_ones(2, 33, 41, 2, 0.0, False)
 
 
-def test_an_older_library_leaves_the_scan_to_torch(monkeypatch):
+def test_an_older_library_uses_the_vectorised_code(monkeypatch):
     monkeypatch.setattr(native, "_kernel", lambda name: None)
     assert not native.scans(torch.zeros(1, 2, 3), 1)

@@ -1,4 +1,4 @@
-"""The vectorised selective scan against the token-by-token oracle."""
+"""The vectorised selective scan compared with the token-by-token reference."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def make_inputs(batch, groups, dim, states, length, delta_range, dtype=torch.flo
 
 
 @pytest.mark.parametrize(("batch", "groups", "dim", "states", "length", "delta_range"), CASES)
-def test_forward_equals_the_loop(batch, groups, dim, states, length, delta_range):
+def test_forward_equals_the_reference(batch, groups, dim, states, length, delta_range):
     inputs = make_inputs(batch, groups, dim, states, length, delta_range)
     expected = selective_scan_loop(**{name: x.double() for name, x in inputs.items()})
     actual = selective_scan(**inputs)
@@ -50,7 +50,7 @@ def test_forward_equals_the_loop(batch, groups, dim, states, length, delta_range
 
 
 @pytest.mark.parametrize(("batch", "groups", "dim", "states", "length", "delta_range"), CASES)
-def test_gradients_equal_the_loops(batch, groups, dim, states, length, delta_range):
+def test_gradients_equal_the_reference(batch, groups, dim, states, length, delta_range):
     inputs = {
         name: x.requires_grad_()
         for name, x in make_inputs(batch, groups, dim, states, length, delta_range, torch.float64).items()
@@ -65,18 +65,20 @@ def test_gradients_equal_the_loops(batch, groups, dim, states, length, delta_ran
 
 
 @pytest.mark.parametrize("shift", [-25.0, -17.0, -12.0, -7.0, 10.0, 15.0, 20.0])
-def test_single_precision_keeps_its_digits_wherever_delta_lies(shift):
-    """Outputs and all gradients in FP32 against the loop in FP64, each relative to its own size."""
+def test_fp32_precision_for_every_range_of_delta(shift):
+    """Output and all gradients in FP32 compared with the loop in FP64, each relative to its largest value."""
     inputs = make_inputs(2, 2, 3, 2, 70, 1.0)
     inputs["delta"] = inputs["delta"] + shift
     inputs["D"] = torch.zeros_like(inputs["D"])  # the skip would hide a small scan
     weight = torch.randn(inputs["u"].shape, generator=torch.Generator().manual_seed(1))
-    found = []
+    results = []
     for operation, dtype in ((selective_scan_loop, torch.float64), (selective_scan, torch.float32)):
         leaves = {name: x.to(dtype).requires_grad_() for name, x in inputs.items()}
         y = operation(**leaves)
-        found.append([y.detach(), *torch.autograd.grad((y * weight.to(dtype)).sum(), list(leaves.values()))])
-    for name, right, ours in zip(("y", *NAMES), *found, strict=True):
+        results.append(
+            [y.detach(), *torch.autograd.grad((y * weight.to(dtype)).sum(), list(leaves.values()))]
+        )
+    for name, right, ours in zip(("y", *NAMES), *results, strict=True):
         assert (ours.double() - right).abs().max() <= 2e-5 * right.abs().max(), name
 
 
@@ -85,7 +87,7 @@ def test_gradcheck():
     assert torch.autograd.gradcheck(selective_scan, tuple(inputs[name].requires_grad_() for name in NAMES))
 
 
-def test_extreme_delta_forgets_everything_before():
+def test_extreme_delta_resets_the_state():
     """With delta = 1e4 every decay is 0: each output depends on its own token alone, and nothing is NaN."""
     inputs = make_inputs(1, 1, 2, 1, 100, 1.0)
     inputs["delta"] = torch.full_like(inputs["delta"], 1e4)
@@ -120,7 +122,7 @@ def test_half_tensors_keep_an_fp32_state(dtype):
 
 
 def test_states_beyond_the_range_of_fp16():
-    """4,096 tokens that each add 500 without decay: 2,048,000, which FP16 would call infinite."""
+    """4,096 tokens that each add 500 without decay: 2,048,000, which is infinite in FP16."""
     length = 4096
     ones = torch.ones(1, 1, length, dtype=torch.float16)
     B = torch.ones(1, 1, 1, length, dtype=torch.float16)
@@ -145,7 +147,7 @@ def test_non_contiguous_inputs():
         ("u", (4, 9), r"u must be \[batch, K\*D, L\]"),
     ],
 )
-def test_wrong_shapes_are_named(name, shape, message):
+def test_invalid_shapes_raise_with_the_name(name, shape, message):
     inputs = make_inputs(1, 2, 2, 2, 9, 1.0)
     with pytest.raises(ValueError, match=message):
         selective_scan(**dict(inputs, **{name: torch.zeros(shape)}))

@@ -1,4 +1,4 @@
-"""The Triton kernels of the selective scan against the token-by-token oracle."""
+"""The Triton kernels of the selective scan compared with the token-by-token reference."""
 
 from __future__ import annotations
 
@@ -59,33 +59,35 @@ def run(inputs, device, *, weight=None, tile=None):
 
     tile = tile and kernels.Tile(*tile)
     on_device = [x.to(device) for x in inputs.values()]
-    found = [kernels.selective_scan_forward(*on_device, tile=tile)]
+    results = [kernels.selective_scan_forward(*on_device, tile=tile)]
     if weight is not None:
-        found += kernels.selective_scan_backward(weight.to(device), *on_device, tile=tile)
-    return [x.cpu() for x in found]
+        results += kernels.selective_scan_backward(weight.to(device), *on_device, tile=tile)
+    return [x.cpu() for x in results]
 
 
-def assert_close(found, expected, tolerance):
+def assert_close(actual, expected, tolerance):
     """Largest difference relative to the largest value, tensor by tensor; NaN never passes."""
-    for name, ours, right in zip(("y", *NAMES), found, expected, strict=False):
+    for name, ours, right in zip(("y", *NAMES), actual, expected, strict=False):
         assert (ours.double() - right).abs().max() <= tolerance * right.abs().max(), name
 
 
 @pytest.mark.parametrize(("batch", "groups", "dim", "states", "length", "delta_range", "tile"), CASES)
-def test_output_and_gradients_equal_the_loops(batch, groups, dim, states, length, delta_range, tile, device):
+def test_output_and_gradients_equal_the_reference(
+    batch, groups, dim, states, length, delta_range, tile, device
+):
     inputs = make_inputs(batch, groups, dim, states, length, delta_range)
     weight = torch.randn(inputs["u"].shape, generator=torch.Generator().manual_seed(1))
-    found, expected = run(inputs, device, weight=weight, tile=tile), oracle(inputs, weight)
-    assert all(x.dtype == torch.float32 for x in found)
-    # The sole token of a scan has no state before it: dA is 0, with no size to compare to.
+    actual, expected = run(inputs, device, weight=weight, tile=tile), oracle(inputs, weight)
+    assert all(x.dtype == torch.float32 for x in actual)
+    # With one token there is no state before it: dA is 0, so there is no scale to compare with.
     if length == 1:
-        assert not found.pop(3).any()
+        assert not actual.pop(3).any()
         assert not expected.pop(3).any()
-    assert_close(found, expected, 5e-6)
+    assert_close(actual, expected, 5e-6)
 
 
 @pytest.mark.parametrize("shift", [-25.0, -12.0, -7.0, 10.0, 20.0])
-def test_digits_are_kept_wherever_delta_lies(shift, device):
+def test_precision_for_every_range_of_delta(shift, device):
     inputs = make_inputs(1, 2, 3, 2, 70, 1.0)
     inputs["delta"] = inputs["delta"] + shift
     inputs["D"] = torch.zeros_like(inputs["D"])  # the skip would hide a small scan
@@ -94,13 +96,13 @@ def test_digits_are_kept_wherever_delta_lies(shift, device):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_half_tensors_are_only_stored_in_half(dtype, device):
+def test_half_tensors_are_computed_in_fp32(dtype, device):
     inputs = make_inputs(2, 2, 3, 1, 100, 3.0, dtype)
     weight = torch.randn(inputs["u"].shape, generator=torch.Generator().manual_seed(1))
-    found, expected = run(inputs, device, weight=weight, tile=SMALL), oracle(inputs, weight)
-    assert found[0].dtype == torch.float32
-    assert_close(found[:1], expected, 5e-6)
-    for name, ours, right in zip(NAMES, found[1:], expected[1:], strict=True):
+    actual, expected = run(inputs, device, weight=weight, tile=SMALL), oracle(inputs, weight)
+    assert actual[0].dtype == torch.float32
+    assert_close(actual[:1], expected, 5e-6)
+    for name, ours, right in zip(NAMES, actual[1:], expected[1:], strict=True):
         assert ours.dtype == inputs[name].dtype
         tolerance = max(torch.finfo(ours.dtype).eps, 5e-6)
         assert (ours.double() - right).abs().max() <= tolerance * right.abs().max(), name
@@ -113,7 +115,7 @@ def test_full_length_of_the_first_stage(device):
 
 
 def test_states_beyond_the_range_of_fp16(device):
-    """2,048 tokens that each add 500 without decay: 1,024,000, which FP16 would call infinite."""
+    """2,048 tokens that each add 500 without decay: 1,024,000, which is infinite in FP16."""
     ones = torch.ones(1, 1, 2048, dtype=torch.float16)
     inputs = dict(
         zip(NAMES, (25 * ones, 20 * ones, torch.full((1, 1), -1e-9), ones[None], ones[None]), strict=False)
@@ -133,10 +135,10 @@ def test_non_contiguous_inputs(device):
 def test_results_do_not_depend_on_the_tile_or_the_run(device):
     inputs = make_inputs(1, 2, 5, 2, 90, 1.0)
     weight = torch.randn(inputs["u"].shape, generator=torch.Generator().manual_seed(1))
-    first, again, other = (
+    first, second, other = (
         run(inputs, device, weight=weight, tile=tile) for tile in (SMALL, SMALL, (1, 64, 2, 1))
     )
-    assert all(torch.equal(x, y) for x, y in zip(first, again, strict=True))
+    assert all(torch.equal(x, y) for x, y in zip(first, second, strict=True))
     assert_close(other, first, 5e-6)
 
 
@@ -155,25 +157,25 @@ def test_cuda_tensors_reach_the_kernels(device, monkeypatch):
         )
     inputs = [x.to(device) for x in make_inputs(1, 2, 2, 1, 9, 1.0).values()]
     expected = oracle(dict(zip(NAMES, (x.cpu() for x in inputs), strict=True)), torch.ones(1, 4, 9))
-    found = [module._on_gpu(*inputs), *module._backward_on_gpu(torch.ones(1, 4, 9, device=device), *inputs)]
+    actual = [module._on_gpu(*inputs), *module._backward_on_gpu(torch.ones(1, 4, 9, device=device), *inputs)]
     assert calls == ["selective_scan_forward", "selective_scan_backward"]
-    assert_close([x.cpu() for x in found], expected, 5e-6)
+    assert_close([x.cpu() for x in actual], expected, 5e-6)
     assert module._on_gpu(*(x.double() for x in inputs)).dtype == torch.float64
     assert len(calls) == 2
     if device == "cuda":
-        assert torch.equal(selective_scan(*inputs), found[0])
+        assert torch.equal(selective_scan(*inputs), actual[0])
         assert len(calls) == 3
 
 
-def test_joining_maps_is_associative(device):
-    """What lets a scan group its tokens as it likes."""
+def test_composition_is_associative(device):
+    """An associative scan may group its tokens in any way."""
     from tfanet.ops import selective_scan_triton as kernels
 
     rng = torch.Generator().manual_seed(0)
-    for function, width in ((kernels.then, 2), (kernels.then_kept, 4)):
-        join = function.fn
+    for function, width in ((kernels.compose, 2), (kernels.compose_with_previous, 4)):
+        compose = function.fn
         x, y, z = (list(torch.rand(width, 100, generator=rng, dtype=torch.float64)) for _ in range(3))
-        left, right = join(*join(*x, *y), *z), join(*x, *join(*y, *z))
+        left, right = compose(*compose(*x, *y), *z), compose(*x, *compose(*y, *z))
         torch.testing.assert_close(torch.stack(left), torch.stack(right), rtol=1e-12, atol=1e-12)
 
 

@@ -12,11 +12,10 @@
 | `delta_bias` | [K*D]                     | added to delta before softplus                         |
 | `y`          | [batch, H, W, D]          | FP32 (FP64 for FP64), whatever the dtype of `x`        |
 
-The map is scanned in four orders, k = 0..3: by rows, by columns, and both reversed. Each is the selective
-scan of `tfanet.ops.selective_scan` with its own dt, B, C, A, D and bias; `y` is the sum of the four, each
-back at its pixel. dt, B and C are linear in a pixel's features, so they are computed once, in raster order,
-for all directions: no reordered copy of the map, and no delta of 4 D channels, is needed outside the
-operation.
+The map is scanned in four orders, k = 0..3: by rows, by columns, and both reversed. Each order is a
+selective scan (`tfanet.ops.selective_scan`) with its dt, B, C, A, D and bias; `y` is the sum of the four in
+raster order. dt, B and C are linear in a pixel's features, so they are computed once, in raster order, for
+all directions. The caller needs no reordered copy of the map and no delta of 4 D channels.
 """
 
 from __future__ import annotations
@@ -39,24 +38,23 @@ from tfanet.ops.traversals import DIRECTIONS, cross_merge, cross_scan, traversal
 def cross_selective_scan_loop(
     x: Tensor, p: Tensor, dt_weight: Tensor, A: Tensor, D: Tensor, delta_bias: Tensor
 ) -> Tensor:
-    """The reference of every test: four traversals, `selective_scan_loop`, their sum. Shapes as above."""
-    wide, states, rank = accum_dtype(x), A.shape[1], dt_weight.shape[1]
-    u = cross_scan(x.to(wide))
-    own = p.to(wide).unflatten(-1, (DIRECTIONS, -1))  # each direction reads its own part of p
-    parts = torch.stack([cross_scan(own[..., k, :])[:, k] for k in range(DIRECTIONS)], dim=1)
-    dt, B, C = parts.split([rank, states, states], dim=2)
-    delta = torch.einsum("kdr,bkrl->bkdl", dt_weight.to(wide).unflatten(0, (DIRECTIONS, -1)), dt)
+    """The tests' reference: four traversals, `selective_scan_loop`, their sum. Shapes as above."""
+    dtype, states, rank = accum_dtype(x), A.shape[1], dt_weight.shape[1]
+    u = cross_scan(x.to(dtype))
+    p = p.to(dtype).unflatten(-1, (DIRECTIONS, -1))
+    traversals = torch.stack([cross_scan(p[..., k, :])[:, k] for k in range(DIRECTIONS)], dim=1)
+    dt, B, C = traversals.split([rank, states, states], dim=2)
+    delta = torch.einsum("kdr,bkrl->bkdl", dt_weight.to(dtype).unflatten(0, (DIRECTIONS, -1)), dt)
     y = selective_scan_loop(u.flatten(1, 2), delta.flatten(1, 2), A, B, C, D, delta_bias)
     return cross_merge(y.unflatten(1, (DIRECTIONS, -1)), x.shape[1], x.shape[2])
 
 
-# The vectorised path, for gradients, for FP64, and where neither `native` nor Triton is to be had. A
-# direction is a scan over the map's pixels by rows, of the map or of its transpose, in one order of time or
-# the other. Channels go through in blocks that fit the cache.
+# The vectorised path: for gradients, for FP64, and without `native` and Triton. A direction is a scan by rows
+# of the map or of its transpose, forward or reversed. Channels are processed in blocks that fit the cache.
 
 
 class _Direction(NamedTuple):
-    """One direction's operands over the L pixels in the order that it reads them in."""
+    """The operands of one direction over the L pixels, by rows of the map or of its transpose."""
 
     transposed: bool
     reverse: bool
@@ -80,8 +78,8 @@ def _directions(p: Tensor, rank: int, states: int, channels: int) -> Iterator[_D
 
 
 def _forward(x: Tensor, p: Tensor, dt_weight: Tensor, A: Tensor, D: Tensor, delta_bias: Tensor) -> Tensor:
-    wide = accum_dtype(x)
-    x, p, dt_weight, A, D, bias = (t.to(wide) for t in (x, p, dt_weight, A, D, delta_bias))
+    dtype = accum_dtype(x)
+    x, p, dt_weight, A, D, bias = (t.to(dtype) for t in (x, p, dt_weight, A, D, delta_bias))
     height, width, channels = x.shape[1:]
     maps = _both_orders(x)
     sums = (maps[0] * D.unflatten(0, (DIRECTIONS, -1)).sum(0), torch.zeros_like(maps[1]))
@@ -101,10 +99,10 @@ def _forward(x: Tensor, p: Tensor, dt_weight: Tensor, A: Tensor, D: Tensor, delt
 def _backward(
     dy: Tensor, x: Tensor, p: Tensor, dt_weight: Tensor, A: Tensor, D: Tensor, delta_bias: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of all six inputs; nothing but them was kept."""
-    wide = accum_dtype(x)
-    given = (x, p, dt_weight, A, D, delta_bias)
-    dy, x, p, dt_weight, A, D, bias = (t.to(wide) for t in (dy, *given))
+    """Gradients of all six inputs, from the inputs alone: states are recomputed."""
+    dtype = accum_dtype(x)
+    inputs = (x, p, dt_weight, A, D, delta_bias)
+    dy, x, p, dt_weight, A, D, bias = (t.to(dtype) for t in (dy, *inputs))
     height, width, channels = x.shape[1:]
     rank, states = dt_weight.shape[1], A.shape[1]
     maps, dys = _both_orders(x), _both_orders(dy)
@@ -132,8 +130,8 @@ def _backward(
         dp.append(_to_raster(part, height, width, direction.transposed))
     dx = _to_raster(dmaps[0], height, width, False) + _to_raster(dmaps[1], height, width, True)
     dD = torch.einsum("blc,blc->c", dys[0], maps[0]).repeat(DIRECTIONS)
-    found = (dx, torch.cat(dp, dim=-1), dweight, dA, dD, dbias)
-    result = tuple(gradient.to(t.dtype).contiguous() for gradient, t in zip(found, given, strict=True))
+    gradients = (dx, torch.cat(dp, dim=-1), dweight, dA, dD, dbias)
+    result = tuple(gradient.to(t.dtype).contiguous() for gradient, t in zip(gradients, inputs, strict=True))
     return result  # pyright: ignore[reportReturnType]
 
 
@@ -149,9 +147,9 @@ def _to_raster(x: Tensor, height: int, width: int, transposed: bool) -> Tensor:
 def cross_selective_scan(
     x: Tensor, p: Tensor, dt_weight: Tensor, A: Tensor, D: Tensor, delta_bias: Tensor
 ) -> Tensor:
-    """Four-way selective scan of a feature map; shapes and meaning in the module's docstring.
+    """Four-way selective scan of a feature map; shapes in the module's docstring.
 
-    Raises `ValueError` when the shapes do not fit each other.
+    Raises `ValueError` if the shapes do not match.
     """
     _check(x, p, dt_weight, A, D, delta_bias)
     if native.supported(x, A.shape[1]):

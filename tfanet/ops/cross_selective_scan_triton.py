@@ -1,23 +1,23 @@
 """Triton kernels of `tfanet::cross_selective_scan`; tensors and meaning in `cross_selective_scan`.
 
-The map lies channels last, so a pixel's channels are read in one piece in whatever order pixels are visited,
-and no traversal is laid out in memory. Rows and columns are two families of orders, each walked both ways.
-CHUNK tokens of a family are CHUNK pixels that both its directions share. All chunks are worked on at once:
+The map is stored channels last, so a pixel's channels are contiguous in every order of the pixels, and no
+traversal is copied. Rows and columns are two families of orders, each with a forward and a reversed
+direction. A chunk is CHUNK tokens of a family, the same pixels in both directions. Chunks run in parallel:
 
-1. `chunk_kernel`: every chunk as one map h -> a h + s of the state, for each direction;
-2. `start_kernel`: the state before every chunk, from these maps in order;
-3. `merge_kernel`: the chunks again, now from their right states, and the sum of the directions; the family
-   of columns adds to what that of rows left.
+1. `chunk_kernel`: every chunk as one affine map h -> a h + s of the state, for each direction;
+2. `start_kernel`: the state before every chunk, by composing these maps in order;
+3. `merge_kernel`: the outputs of every chunk from its initial state, summed over the directions; the columns'
+   launch adds to the rows' result.
 
-Memory sees the map once a pass, p, and y, instead of four maps, four deltas and four outputs. One pass with
-the carry in registers would have a program walk all pixels: too few programs for a GPU with one picture.
-Steps dt are formed where they are used, as a tensor-core product with FP32 sums. Sizes are constants: while
-they were not, a third of the instructions computed addresses. A chunk is what a thread's registers hold.
+Each pass reads the map once, and p; four maps, four deltas and four outputs never exist. A single pass with
+the carry in registers would have too few programs for a GPU at batch 1. dt is computed where it is used, as a
+tensor-core product with FP32 sums. Sizes are constexpr: with run-time sizes a third of the instructions
+computed addresses. CHUNK is limited by a thread's registers.
 
-Gradients come from `traversals` and those of the scan.
+Gradients use `traversals` and the gradients of the 1-D scan.
 """
 
-# Triton's language only looks like Python: a type checker misreads its constants, ranges and launches.
+# A type checker misreads Triton's constants, ranges and launches.
 # pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tfanet.ops.selective_scan_triton import LOG2E, softplus, then, then_kept
+from tfanet.ops.selective_scan_triton import LOG2E, compose, compose_with_previous, softplus
 from tfanet.ops.traversals import DIRECTIONS
 
 CHUNK = 32
 CHUNK_WARPS, MERGE_WARPS = 2, 1
 START_CHANNELS = 16
 MAX_ELEMENTS = 2**31
-"""Of one picture's map; offsets inside it are 32 bits."""
+"""Elements of one image's map, exclusive; offsets inside it are 32 bits."""
 
 
 @triton.jit
@@ -46,7 +46,7 @@ def _pixels(i_c, i_f, H: tl.constexpr, W: tl.constexpr, BT: tl.constexpr):
 
 @triton.jit
 def _steps(p_p, p_W, p_bias, o_p, m_t, o_c, m_c, k, D: tl.constexpr, R: tl.constexpr, BR: tl.constexpr):
-    """dt [BT, BD] of direction k. Tokens past the end have a dt too, but x = 0, and no state before them."""
+    """dt [BT, BD] of direction k. Tokens past the end have a dt too; their x is 0."""
     b_raw = tl.zeros([o_p.shape[0], o_c.shape[1]], tl.float32)
     for i_r in tl.range(0, R, BR, num_stages=1):
         o_r = i_r + tl.arange(0, BR)
@@ -75,16 +75,16 @@ def chunk_kernel(
     p_x += i_b * (H * W * D)
     p_p += i_b * (H * W * 4 * (R + 2 * N))
     b_x = tl.load(p_x + o_px * D + o_c, mask=m_t & m_c, other=0.0).to(tl.float32)  # [BT, BD]
-    for backwards in tl.static_range(2):
-        k = i_f + 2 * backwards
+    for reverse in tl.static_range(2):
+        k = i_f + 2 * reverse
         o_p = o_px * (4 * (R + 2 * N)) + k * (R + 2 * N)  # [BT, 1]
         b_dt = _steps(p_p, p_W, p_bias, o_p, m_t, o_c, m_c, k, D, R, BR)  # [BT, BD]
-        o_last = i_c * BT if backwards else i_c * BT + BT - 1
+        o_last = i_c * BT if reverse else i_c * BT + BT - 1
         for n in range(N):
             b_A = tl.load(p_A + (k * D + o_c) * N + n, mask=m_c, other=0.0).to(tl.float32) * LOG2E  # [1, BD]
             b_B = tl.load(p_p + o_p + R + n, mask=m_t, other=0.0).to(tl.float32)  # [BT, 1]
             b_a, b_s = tl.exp2(b_dt * b_A), b_dt * b_x * b_B
-            _, b_h = tl.associative_scan((b_a, b_s), 0, then, reverse=backwards == 1)  # [BT, BD]
+            _, b_h = tl.associative_scan((b_a, b_s), 0, compose, reverse=reverse == 1)  # [BT, BD]
             o_s = ((i_b * 4 + k) * tl.num_programs(0) + i_c) * (N * D) + n * D + o_c
             tl.store(p_decay + o_s, tl.exp2(tl.sum(b_dt, 0, keep_dims=True) * b_A), mask=m_c)
             tl.store(p_end + o_s, tl.sum(tl.where(o_t == o_last, b_h, 0.0), 0, keep_dims=True), mask=m_c)
@@ -101,17 +101,17 @@ def start_kernel(
     o_m = (tl.program_id(0) * BM + tl.arange(0, BM))[None, :]
     m_m = o_m < M
     i_map = tl.program_id(1).to(tl.int64)
-    backwards = tl.program_id(1) % 4 >= 2
+    reverse = tl.program_id(1) % 4 >= 2
     b_carry = tl.zeros([1, BM], tl.float32)
     for i in range(0, chunks, BC):
         o_i = (i + tl.arange(0, BC))[:, None]
         m_x = (o_i < chunks) & m_m
-        o_c = tl.where(backwards, chunks - 1 - o_i, o_i)
+        o_c = tl.where(reverse, chunks - 1 - o_i, o_i)
         o_x = (i_map * chunks + o_c) * M + o_m
         b_a = tl.load(p_decay + o_x, mask=m_x, other=1.0)  # [BC, BM]
         b_s = tl.load(p_end + o_x, mask=m_x, other=0.0)
         b_one, b_zero = tl.full([BC, BM], 1.0, tl.float32), tl.zeros([BC, BM], tl.float32)
-        b_a, b_s, b_p, b_r = tl.associative_scan((b_a, b_s, b_one, b_zero), 0, then_kept)
+        b_a, b_s, b_p, b_r = tl.associative_scan((b_a, b_s, b_one, b_zero), 0, compose_with_previous)
         tl.store(p_start + o_x, b_p * b_carry + b_r, mask=m_x)
         b_end = b_a * b_carry + b_s
         b_carry = tl.sum(tl.where(o_i == i + BC - 1, b_end, 0.0), 0, keep_dims=True)  # [1, BM]
@@ -126,7 +126,7 @@ def merge_kernel(
 ):  # fmt: skip
     """Sum of the rows' directions, or of p_rows and the columns'; grid (chunks, ceil(D / BD), batch).
 
-    p_rows may be p_y: a program reads only what it writes, before it does.
+    p_rows may be p_y: a program reads only the elements that it writes, and reads them first.
     """
     i_c, i_b = tl.program_id(0), tl.program_id(2).to(tl.int64)
     _, o_px, m_t = _pixels(i_c, COLUMNS, H, W, BT)
@@ -140,8 +140,8 @@ def merge_kernel(
     b_D = tl.load(p_D + COLUMNS * D + o_c, mask=m_c, other=0.0).to(tl.float32)  # [1, BD]
     b_D += tl.load(p_D + (COLUMNS + 2) * D + o_c, mask=m_c, other=0.0).to(tl.float32)
     b_y = b_D * b_x
-    for backwards in tl.static_range(2):
-        k = COLUMNS + 2 * backwards
+    for reverse in tl.static_range(2):
+        k = COLUMNS + 2 * reverse
         o_p = o_px * (4 * (R + 2 * N)) + k * (R + 2 * N)  # [BT, 1]
         b_dt = _steps(p_p, p_W, p_bias, o_p, m_t, o_c, m_c, k, D, R, BR)  # [BT, BD]
         for n in range(N):
@@ -149,7 +149,7 @@ def merge_kernel(
             b_B = tl.load(p_p + o_p + R + n, mask=m_t, other=0.0).to(tl.float32)  # [BT, 1]
             b_C = tl.load(p_p + o_p + R + N + n, mask=m_t, other=0.0).to(tl.float32)  # [BT, 1]
             b_a, b_s = tl.exp2(b_dt * b_A), b_dt * b_x * b_B
-            b_a, b_h = tl.associative_scan((b_a, b_s), 0, then, reverse=backwards == 1)  # [BT, BD]
+            b_a, b_h = tl.associative_scan((b_a, b_s), 0, compose, reverse=reverse == 1)  # [BT, BD]
             o_s = ((i_b * 4 + k) * tl.num_programs(0) + i_c) * (N * D) + n * D + o_c
             b_y += b_C * (b_h + b_a * tl.load(p_start + o_s, mask=m_c, other=0.0))
     if COLUMNS:
@@ -160,8 +160,8 @@ def merge_kernel(
 def constants(
     height: int, width: int, channels: int, rank: int, states: int, *, half: bool
 ) -> dict[str, int]:
-    """Constants of `chunk_kernel` and `merge_kernel`, but for a program's channels; `half` maps or FP32."""
-    # A product on tensor cores wants its ranks at once; one without holds 16 of them in registers.
+    """Constants of `chunk_kernel` and `merge_kernel` except BD; `half` is for FP16 or BF16 maps."""
+    # A tensor-core product takes up to 64 ranks at once; an FP32 product 16, which fit in registers.
     ranks = min(max(16, triton.next_power_of_2(rank)), 64) if half else 16
     return {"H": height, "W": width, "D": channels, "R": rank, "N": states, "BT": CHUNK, "BR": ranks}
 
@@ -191,7 +191,7 @@ def cross_selective_scan_forward(
 def chunk_maps(
     x: Tensor, p: Tensor, dt_weight: Tensor, A: Tensor, delta_bias: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Decay and end of every chunk, FP32 [batch, 4, chunks, N, D]; contiguous tensors, on this device."""
+    """Decay and end of every chunk, FP32 [batch, 4, chunks, N, D]; inputs contiguous, on this device."""
     batch, height, width, channels = x.shape
     chunks = triton.cdiv(height * width, CHUNK)
     decay, end = (
@@ -206,7 +206,7 @@ def chunk_maps(
 
 
 def starts(decay: Tensor, end: Tensor) -> Tensor:
-    """The state before every chunk, of its end's shape and type; contiguous tensors, on this device."""
+    """The state before every chunk, as `end` in shape and dtype; inputs contiguous, on this device."""
     start = torch.empty_like(end)
     batch, _, chunks, states, channels = end.shape
     start_kernel[(triton.cdiv(states * channels, START_CHANNELS), DIRECTIONS * batch)](
@@ -222,7 +222,7 @@ def merge(
 ) -> Tensor:  # fmt: skip
     """The sum of the directions by rows, or of `rows` and those by columns, FP32 [batch, H, W, D].
 
-    Contiguous tensors, on this device; `out` is written if given, and may be `rows`.
+    Inputs contiguous, on this device. The result is written to `out` if given, which may be `rows`.
     """
     batch, height, width, channels = x.shape
     y = torch.empty(x.shape, dtype=torch.float32, device=x.device) if out is None else out
@@ -237,7 +237,7 @@ def merge(
 def _launch_constants(
     x: Tensor, p: Tensor, dt_weight: Tensor, A: Tensor
 ) -> tuple[dict[str, int | bool], int, int]:
-    """What `chunk_kernel` and `merge_kernel` share, and the channels a program of each."""
+    """The constants of `chunk_kernel` and `merge_kernel`, and BD of each."""
     half = torch.float32 not in (x.dtype, p.dtype, dt_weight.dtype)
     _, height, width, channels = x.shape
     sizes = constants(height, width, channels, dt_weight.shape[1], A.shape[1], half=half)

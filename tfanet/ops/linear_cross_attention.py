@@ -12,9 +12,9 @@
     XNorm(x) = gamma x / sqrt(sum over d of x^2 + EPS)                             (9)
     out      = XNorm(Q) XNorm(K^T V)                                               (8)
 
-Channels first, as convolutions make and take them. K^T V [d, d] is normalised over the axis of V, Q over its
-channels. The cost is linear in M + N: no M x N map exists. Sums and norms are FP32 whatever the tensors'
-dtype, for K^T V sums over up to 14,400 pixels, beyond FP16's range. Positions to be ignored have k = v = 0.
+Channels come first, as in convolutions. K^T V [d, d] is normalised over the axis of V, Q over its channels.
+Time and memory are linear in M + N: there is no M x N matrix. Sums and norms are FP32 whatever the tensors'
+dtype (`tfanet.fp16`). Masked positions have k = v = 0.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ from tfanet.fp16 import accum_dtype
 from tfanet.ops.dispatch import use_triton
 from tfanet.ops.xnorm import EPS, inverse_norm, norm_gradient
 
-WIDEST_HEAD = 64
-"""Channels of a head up to which d x d sums fit a program's registers on a GPU."""
+MAX_HEAD = 64
+"""Largest d for which the d x d sums fit a Triton program's registers."""
 
 
 def linear_cross_attention_loop(q: Tensor, k: Tensor, v: Tensor, gamma: Tensor) -> Tensor:
-    """The equations with explicit loops over batch, heads and positions: the reference of every test."""
-    wide = accum_dtype(q)
-    out = torch.zeros(q.shape, dtype=wide, device=q.device)
+    """The equations with explicit loops over batch, heads and positions: the tests' reference."""
+    dtype = accum_dtype(q)
+    out = torch.zeros(q.shape, dtype=dtype, device=q.device)
     for b in range(q.shape[0]):
         for h in range(q.shape[1]):
-            kv = torch.zeros(q.shape[2], q.shape[2], dtype=wide, device=q.device)
+            kv = torch.zeros(q.shape[2], q.shape[2], dtype=dtype, device=q.device)
             for n in range(k.shape[3]):
-                kv = kv + torch.outer(k[b, h, :, n].to(wide), v[b, h, :, n].to(wide))
-            kv = gamma[h].to(wide) * kv / torch.sqrt((kv**2).sum(dim=1, keepdim=True) + EPS)
+                kv = kv + torch.outer(k[b, h, :, n].to(dtype), v[b, h, :, n].to(dtype))
+            kv = gamma[h].to(dtype) * kv / torch.sqrt((kv**2).sum(dim=1, keepdim=True) + EPS)
             for m in range(q.shape[3]):
-                query = q[b, h, :, m].to(wide)
-                query = gamma[h].to(wide) * query / torch.sqrt((query**2).sum() + EPS)
+                query = q[b, h, :, m].to(dtype)
+                query = gamma[h].to(dtype) * query / torch.sqrt((query**2).sum() + EPS)
                 out[b, h, :, m] = query @ kv
     return out.to(q.dtype)
 
@@ -51,25 +51,25 @@ def linear_cross_attention_loop(q: Tensor, k: Tensor, v: Tensor, gamma: Tensor) 
 def linear_cross_attention(q: Tensor, k: Tensor, v: Tensor, gamma: Tensor) -> Tensor:
     """XNorm(Q) XNorm(K^T V); shapes and equations in the module's docstring.
 
-    Raises `ValueError` when the shapes do not fit each other.
+    Raises `ValueError` if the shapes do not match.
     """
     _check(q, k, v, gamma)
     return _forward(q, k, v, gamma)
 
 
 def _forward(q: Tensor, k: Tensor, v: Tensor, gamma: Tensor) -> Tensor:
-    wide = accum_dtype(q)
-    kv = k.to(wide) @ v.to(wide).mT  # [batch, h, d, d]
-    scale = gamma.to(wide)[:, None, None]
+    dtype = accum_dtype(q)
+    kv = k.to(dtype) @ v.to(dtype).mT  # [batch, h, d, d]
+    scale = gamma.to(dtype)[:, None, None]
     kv = kv * (inverse_norm(kv, -1) * scale)
-    query = q.to(wide)
+    query = q.to(dtype)
     return (kv.mT @ (query * (inverse_norm(query, -2) * scale))).to(q.dtype)
 
 
 @linear_cross_attention.register_kernel("cuda")
 def _on_gpu(q: Tensor, k: Tensor, v: Tensor, gamma: Tensor) -> Tensor:
     _check(q, k, v, gamma)
-    if not use_triton(q) or q.shape[2] > WIDEST_HEAD:
+    if not use_triton(q) or q.shape[2] > MAX_HEAD:
         return _forward(q, k, v, gamma)
     from tfanet.ops.linear_cross_attention_triton import linear_cross_attention_forward
 
@@ -93,16 +93,16 @@ def linear_cross_attention_backward(
 def _backward(
     dout: Tensor, q: Tensor, k: Tensor, v: Tensor, gamma: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    wide = accum_dtype(q)
-    keys, values, query, g = (x.to(wide) for x in (k, v, q, dout))
-    scale = gamma.to(wide)[:, None, None]
+    dtype = accum_dtype(q)
+    keys, values, query, g = (x.to(dtype) for x in (k, v, q, dout))
+    scale = gamma.to(dtype)[:, None, None]
     kv = keys @ values.mT
     kv_inverse, q_inverse = inverse_norm(kv, -1), inverse_norm(query, -2)
     kv_unit, q_unit = kv * kv_inverse, query * q_inverse
 
     d_kv_unit = (q_unit @ g.mT) * scale**2
     d_q_unit = (kv_unit @ g) * scale**2
-    # out = gamma^2 (unit kv)^T (unit q), hence dgamma = 2 sum(out g) / gamma, written without the division.
+    # out = gamma^2 (unit kv)^T (unit q), so dgamma = 2 sum(out g) / gamma, here without the division.
     dgamma = 2 * (scale * (kv_unit @ g) * q_unit).sum((0, 2, 3))
     d_kv = norm_gradient(d_kv_unit, kv_unit, kv_inverse, -1)
     d_q = norm_gradient(d_q_unit, q_unit, q_inverse, -2)
@@ -113,7 +113,7 @@ def _backward(
 def _backward_on_gpu(
     dout: Tensor, q: Tensor, k: Tensor, v: Tensor, gamma: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    if not use_triton(q) or q.shape[2] > WIDEST_HEAD:
+    if not use_triton(q) or q.shape[2] > MAX_HEAD:
         return _backward(dout, q, k, v, gamma)
     from tfanet.ops import linear_cross_attention_triton as kernels
 

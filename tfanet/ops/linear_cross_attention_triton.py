@@ -1,15 +1,15 @@
 """Triton kernels of `tfanet::linear_cross_attention`; tensors and equations in `linear_cross_attention`.
 
-Batch and heads are one axis, BH. Products over positions are tensor-core products of the stored halves with
-FP32 sums; everything normalised is multiplied in true FP32 ("ieee", not TF32).
+Batch and heads are one axis, BH. Products over positions use tensor cores: the stored dtype with FP32 sums.
+Products of normalised values are FP32 ("ieee", not TF32).
 
 K^T V is d x d, a sum over all keys:
-- few keys (words): every program forms it anew and attends a block of queries: one launch, one kernel;
-- many keys (an image) and few queries: splits of the keys are summed by their own programs first. Partial
-  sums go through memory rather than atomics, so that results are the same in every run.
+- few keys (words): every program computes it and attends a block of queries: one launch of one kernel;
+- many keys (an image) and few queries: a first kernel sums splits of the keys, one program a split. Partial
+  sums go through memory, not atomics, so results are deterministic.
 """
 
-# Triton's language only looks like Python: a type checker misreads its constants, ranges and launches.
+# A type checker misreads Triton's constants, ranges and launches.
 # pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from torch import Tensor
 
 from tfanet.ops.xnorm import EPS, inverse_norm, norm_gradient
 
-TINY = tl.constexpr(EPS)
+_EPS = tl.constexpr(EPS)
 SPLIT = 1024
-"""Keys that one program sums, a multiple of `BLOCK`; more are split."""
+"""Most keys that one program sums, a multiple of `BLOCK`."""
 BLOCK = 128
-"""Positions that a program holds at a time."""
+"""Positions that a program loads at a time."""
 
 
 @triton.jit
@@ -38,7 +38,7 @@ def _tile(p_x, i_bh, o_d, o_l, d, L):
 
 
 @triton.jit
-def _keep(p_x, b_x, i_bh, o_d, o_l, d, L):
+def _store_tile(p_x, b_x, i_bh, o_d, o_l, d, L):
     p_x += i_bh.to(tl.int64) * d * L
     tl.store(p_x + o_d[:, None] * L + o_l[None, :], b_x, mask=(o_d < d)[:, None] & (o_l < L)[None, :])
 
@@ -51,7 +51,7 @@ def _product(b_x, b_z):
 
 @triton.jit
 def _inverse_norm(b_x, axis: tl.constexpr):
-    return tl.rsqrt(tl.sum(b_x * b_x, axis, keep_dims=True) + TINY)
+    return tl.rsqrt(tl.sum(b_x * b_x, axis, keep_dims=True) + _EPS)
 
 
 @triton.jit
@@ -62,7 +62,7 @@ def _attend(p_q, b_kv, b_gamma, p_out, i_bh, i_m, o_d, d, M, BM: tl.constexpr):
     b_q = _tile(p_q, i_bh, o_d, o_m, d, M).to(tl.float32)  # [BD, BM]
     b_q *= _inverse_norm(b_q, 0) * b_gamma
     b_out = tl.dot(tl.trans(b_kv), b_q, input_precision="ieee")
-    _keep(p_out, b_out, i_bh, o_d, o_m, d, M)
+    _store_tile(p_out, b_out, i_bh, o_d, o_m, d, M)
 
 
 @triton.jit
@@ -92,7 +92,7 @@ def products_kernel(
 ):  # fmt: skip
     """Sums of x z^T over the SPAN positions of each split, FP32 [BH, splits, d, d]; grid (splits, BH).
 
-    With UNIT, x is first brought to length 1 at every position.
+    With UNIT, x is first scaled to length 1 at every position.
     """
     tl.static_assert(SPAN % BL == 0)
     i_s, i_bh = tl.program_id(0), tl.program_id(1)
@@ -151,7 +151,7 @@ def query_gradient_kernel(
     b_inverse = _inverse_norm(b_q, 0)
     b_unit = b_q * b_inverse
     b_dq = (b_dunit - b_unit * tl.sum(b_unit * b_dunit, 0, keep_dims=True)) * b_inverse
-    _keep(p_dq, b_dq, i_bh, o_d, o_m, d, M)
+    _store_tile(p_dq, b_dq, i_bh, o_d, o_m, d, M)
 
 
 @triton.jit
@@ -167,13 +167,13 @@ def key_value_gradient_kernel(
     o_n = tl.program_id(0) * BN + tl.arange(0, BN)
     b_dkv = _square(p_dkv, i_bh, o_d, d)  # [BD, BD]
     b_v = _tile(p_v, i_bh, o_d, o_n, d, N).to(tl.float32)  # [BD, BN]
-    _keep(p_dk, tl.dot(b_dkv, b_v, input_precision="ieee"), i_bh, o_d, o_n, d, N)
+    _store_tile(p_dk, tl.dot(b_dkv, b_v, input_precision="ieee"), i_bh, o_d, o_n, d, N)
     b_k = _tile(p_k, i_bh, o_d, o_n, d, N).to(tl.float32)  # [BD, BN]
-    _keep(p_dv, tl.dot(tl.trans(b_dkv), b_k, input_precision="ieee"), i_bh, o_d, o_n, d, N)
+    _store_tile(p_dv, tl.dot(tl.trans(b_dkv), b_k, input_precision="ieee"), i_bh, o_d, o_n, d, N)
 
 
 def padded(d: int) -> int:
-    """A head's width as the kernels hold it: a power of two, at least the tensor cores' 16."""
+    """A head's channels in the kernels: a power of two, at least 16 for tensor cores."""
     return max(triton.next_power_of_2(d), 16)
 
 
@@ -212,8 +212,8 @@ def linear_cross_attention_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, k, v and gamma, each in its input's dtype.
 
-    With unit matrices U_kv and U_q, out = gamma^2 U_kv^T U_q. All that crosses positions is S = U_q dout^T,
-    d x d: dU_kv = gamma^2 S and dgamma = 2 gamma <U_kv, S>.
+    With unit matrices U_kv and U_q, out = gamma^2 U_kv^T U_q. The only sum over positions is S = U_q dout^T
+    [d, d]: dU_kv = gamma^2 S and dgamma = 2 gamma <U_kv, S>.
     """
     dtypes = [x.dtype for x in (q, k, v, gamma)]
     dout, q, k, v = (x.contiguous() for x in (dout.to(q.dtype), q, k, v.to(k.dtype)))

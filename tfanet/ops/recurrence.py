@@ -1,14 +1,14 @@
-"""The recurrence of a selective scan, time-major: what the CPU paths of both scan operations are made of.
+"""The recurrence of a selective scan, time-major: the core of both scans' CPU paths.
 
     step_t = softplus(raw_t)
     h_t = exp(step_t A) h_(t-1) + step_t B_t u_t,   h_(-1) = 0
     out_t += sum over N of C_t h_t
 
-In FP32 the compiled kernel of `native` runs it, where there is one; the rest of this text is about the other.
-Channels lie innermost, so every step is one multiply-add over contiguous memory and a broadcast over tokens
-or channels is a long run. L tokens are cut into rows of `ROW`; the recurrence steps over the positions of all
-rows at once, then over the row ends (the same problem, `ROW` times shorter), then over the positions again
-from the right initial states. Nothing is divided by a decay.
+In FP32 the compiled kernel of `native` computes it, if it was built. The vectorised code here is for FP64 and
+for machines without it. Channels are innermost, so every step is one multiply-add over contiguous memory. L
+tokens are cut into rows of `ROW`. The recurrence steps over the positions of all rows at once, then over the
+row ends (the same problem, `ROW` times shorter), then a second time over the positions, now from the initial
+states of the rows. Nothing is divided by a decay.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from torch import Tensor
 from tfanet.ops import native
 
 ROW = 16
-"""Tokens a row. 8 to 32 measure alike; below, rows are many, above, their positions are."""
+"""Tokens a row; 8 to 32 are equally fast."""
 BLOCK = 1 << 20
-"""Elements that a pass works on: its few temporaries then stay in the processor's cache."""
+"""Elements of a pass, so that its temporaries fit the processor's cache."""
 
 
 def channel_blocks(tokens: int, channels: int) -> Iterator[slice]:
@@ -36,7 +36,7 @@ def channel_blocks(tokens: int, channels: int) -> Iterator[slice]:
 
 
 def linear_recurrence_(decay: Tensor, x: Tensor, *, reverse: bool) -> None:
-    """x_t becomes h_t = decay_t h_(t-1) + x_t along axis 1 of [batch, L, M]; `reverse` runs backwards."""
+    """Replace x_t by h_t = decay_t h_(t-1) + x_t along axis 1 of [batch, L, M]; from the end if `reverse`."""
     length = x.shape[1]
     if length <= 2 * ROW:
         _steps(_in_order(decay, 1, reverse), _in_order(x, 1, reverse))
@@ -54,7 +54,7 @@ def linear_recurrence_(decay: Tensor, x: Tensor, *, reverse: bool) -> None:
     into, out_of = (slice(None, -1), slice(1, None)) if reverse else (slice(1, None), slice(None, -1))
     values[0][:, into].addcmul_(decays[0][:, into], end[:, out_of])
     _steps(decays, values)
-    # The tokens that fill no row come last in time; their first predecessor is the last row's end.
+    # The tokens after the last whole row come last in time; their predecessor is that row's end.
     rest = slice(0, first + 1) if reverse else slice(rows * ROW - 1, None)
     _steps(_in_order(decay[:, rest], 1, reverse), _in_order(x[:, rest], 1, reverse))
 
@@ -101,7 +101,7 @@ class ScanGradients(NamedTuple):
 def scan_gradients(
     dout: Tensor, raw: Tensor, u: Tensor, A: Tensor, B: Tensor, C: Tensor, *, reverse: bool = False
 ) -> ScanGradients:
-    """Gradients given dL/dout [batch, L, M]; the states are computed again rather than kept."""
+    """Gradients given dL/dout [batch, L, M]; the states are recomputed."""
     if native.scans(u, A.shape[1]):
         return ScanGradients(*native.scan_gradients(dout, raw, u, A, B, C, reverse=reverse))
     step = F.softplus(raw)
@@ -114,11 +114,10 @@ def scan_gradients(
         grads.C[..., n] = (h * dout).sum(-1)
 
         g = dout * C[..., n, None]  # dL/dh_t = C_t dout_t + decay_(t+1) dL/dh_(t+1)
-        linear_recurrence_(_shifted(decay, backwards=not reverse), g, reverse=not reverse)
+        linear_recurrence_(_shifted(decay, left=not reverse), g, reverse=not reverse)
         grads.B[..., n] = (g * weighted).sum(-1)
-        # dL/dlog(decay_t) = dL/dh_t decay_t h_(t-1); h_t - x_t for decay_t h_(t-1) would cancel at large
-        # steps.
-        dlog = _shifted(h, backwards=reverse).mul_(decay).mul_(g)
+        # dL/dlog(decay_t) = dL/dh_t decay_t h_(t-1). The difference h_t - x_t would cancel at large steps.
+        dlog = _shifted(h, left=reverse).mul_(decay).mul_(g)
         grads.A[:, n] = (dlog * step).sum((0, 1))
         g.mul_(B[..., n, None])
         grads.raw.addcmul_(g, u).addcmul_(dlog, A[:, n])
@@ -127,10 +126,10 @@ def scan_gradients(
     return grads
 
 
-def _shifted(x: Tensor, *, backwards: bool) -> Tensor:
-    """x_(t-1) at every t of [batch, L, M], or x_(t+1) with `backwards`; 0 where there is none."""
+def _shifted(x: Tensor, *, left: bool) -> Tensor:
+    """x_(t-1) at every t of [batch, L, M], or x_(t+1) if `left`; 0 at the end."""
     shifted = torch.zeros_like(x)
-    if backwards:
+    if left:
         shifted[:, :-1] = x[:, 1:]
     else:
         shifted[:, 1:] = x[:, :-1]

@@ -15,9 +15,8 @@
     h_t  = exp(dt_t A) h_(t-1) + dt_t B_t u_t,   h_0 = 0
     y_t  = sum over N of C_t h_t  +  D u_t
 
-The same meaning as `mamba_ssm.selective_scan_fn(..., delta_softplus=True)`. Softplus, exponential, state and
-output are FP32 whatever the tensors' dtype (FP64 stays FP64, for gradient checks): with slow decay a trained
-model's states pass 1,000,000, far beyond FP16, and only the normalisation after the scan brings them back.
+It computes what `mamba_ssm.selective_scan_fn(..., delta_softplus=True)` computes. Softplus, exponential,
+state and output are FP32 whatever the tensors' dtype (`tfanet.fp16`); FP64 stays FP64, for gradient checks.
 """
 
 from __future__ import annotations
@@ -32,31 +31,31 @@ from tfanet.fp16 import accum_dtype
 from tfanet.ops.dispatch import gpu_kernels
 from tfanet.ops.recurrence import channel_blocks, scan_gradients, scan_into
 
-# The oracle: one token after the other, as the equation reads.
+# The reference: one token after the other, as in the equation.
 
 
 def selective_scan_loop(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, delta_bias: Tensor
 ) -> Tensor:
-    """The equation, token by token: the reference of every test. Shapes as in the module's table."""
-    wide = accum_dtype(u)
+    """The equation, token by token: the tests' reference. Shapes as in the module's table."""
+    dtype = accum_dtype(u)
     group = u.shape[1] // B.shape[1]
-    dt = F.softplus(delta.to(wide) + delta_bias.to(wide)[:, None])
-    B_all, C_all = (x.to(wide).repeat_interleave(group, dim=1) for x in (B, C))  # [batch, K*D, N, L]
-    h = torch.zeros(u.shape[0], u.shape[1], A.shape[1], dtype=wide, device=u.device)
+    dt = F.softplus(delta.to(dtype) + delta_bias.to(dtype)[:, None])
+    B_all, C_all = (x.to(dtype).repeat_interleave(group, dim=1) for x in (B, C))  # [batch, K*D, N, L]
+    h = torch.zeros(u.shape[0], u.shape[1], A.shape[1], dtype=dtype, device=u.device)
     y = []
     for t in range(u.shape[2]):
-        decay = torch.exp(dt[:, :, t, None] * A.to(wide))  # [batch, K*D, N]
-        h = decay * h + (dt[:, :, t] * u[:, :, t].to(wide))[..., None] * B_all[..., t]
-        y.append((h * C_all[..., t]).sum(-1) + D.to(wide) * u[:, :, t].to(wide))
+        decay = torch.exp(dt[:, :, t, None] * A.to(dtype))  # [batch, K*D, N]
+        h = decay * h + (dt[:, :, t] * u[:, :, t].to(dtype))[..., None] * B_all[..., t]
+        y.append((h * C_all[..., t]).sum(-1) + D.to(dtype) * u[:, :, t].to(dtype))
     return torch.stack(y, dim=-1)
 
 
-# The CPU path: one group after the other, time-major, in blocks of channels that fit the cache.
+# The CPU path: group by group, time-major, in blocks of channels that fit the cache.
 
 
 def _blocks(u: Tensor, groups: int) -> Iterator[tuple[int, slice]]:
-    """Every group with the channels of each of its blocks."""
+    """The groups, each with the channels of its blocks."""
     channels = u.shape[1] // groups
     for group in range(groups):
         for block in channel_blocks(u.shape[0] * u.shape[2], channels):
@@ -71,14 +70,14 @@ def _time_major(x: Tensor, dtype: torch.dtype) -> Tensor:
 def _forward(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, delta_bias: Tensor
 ) -> Tensor:
-    wide = accum_dtype(u)
-    A, D, bias = (x.to(wide) for x in (A, D, delta_bias))
-    y = torch.empty(u.shape, dtype=wide, device=u.device)
+    dtype = accum_dtype(u)
+    A, D, bias = (x.to(dtype) for x in (A, D, delta_bias))
+    y = torch.empty(u.shape, dtype=dtype, device=u.device)
     for group, block in _blocks(u, B.shape[1]):
-        u_t = _time_major(u[:, block], wide)
-        raw = _time_major(delta[:, block], wide) + bias[block]
+        u_t = _time_major(u[:, block], dtype)
+        raw = _time_major(delta[:, block], dtype) + bias[block]
         out = u_t * D[block]
-        scan_into(out, raw, u_t, A[block], _time_major(B[:, group], wide), _time_major(C[:, group], wide))
+        scan_into(out, raw, u_t, A[block], _time_major(B[:, group], dtype), _time_major(C[:, group], dtype))
         y[:, block] = out.mT
     return y
 
@@ -86,23 +85,23 @@ def _forward(
 def _backward(
     dy: Tensor, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, delta_bias: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of all seven inputs; the states are computed again rather than kept."""
-    wide = accum_dtype(u)
-    given = (u, delta, A, B, C, D, delta_bias)
-    found = tuple(torch.zeros(x.shape, dtype=wide, device=x.device) for x in given)
-    du, ddelta, dA, dB, dC, dD, dbias = found
-    A, D, bias = (x.to(wide) for x in (A, D, delta_bias))
+    """Gradients of all seven inputs, from the inputs alone: states are recomputed."""
+    dtype = accum_dtype(u)
+    inputs = (u, delta, A, B, C, D, delta_bias)
+    gradients = tuple(torch.zeros(x.shape, dtype=dtype, device=x.device) for x in inputs)
+    du, ddelta, dA, dB, dC, dD, dbias = gradients
+    A, D, bias = (x.to(dtype) for x in (A, D, delta_bias))
     for group, block in _blocks(u, B.shape[1]):
-        u_t, dy_t = _time_major(u[:, block], wide), _time_major(dy[:, block], wide)
-        raw = _time_major(delta[:, block], wide) + bias[block]
-        B_t, C_t = _time_major(B[:, group], wide), _time_major(C[:, group], wide)
+        u_t, dy_t = _time_major(u[:, block], dtype), _time_major(dy[:, block], dtype)
+        raw = _time_major(delta[:, block], dtype) + bias[block]
+        B_t, C_t = _time_major(B[:, group], dtype), _time_major(C[:, group], dtype)
         grads = scan_gradients(dy_t, raw, u_t, A[block], B_t, C_t)
         du[:, block] = torch.addcmul(grads.u, dy_t, D[block]).mT
         ddelta[:, block] = grads.raw.mT
         dA[block], dD[block], dbias[block] = grads.A, (dy_t * u_t).sum((0, 1)), grads.raw.sum((0, 1))
         dB[:, group] += grads.B.mT
         dC[:, group] += grads.C.mT
-    result = tuple(gradient.to(x.dtype) for gradient, x in zip(found, given, strict=True))
+    result = tuple(gradient.to(x.dtype) for gradient, x in zip(gradients, inputs, strict=True))
     return result  # pyright: ignore[reportReturnType]
 
 
@@ -115,7 +114,7 @@ def selective_scan(
 ) -> Tensor:
     """Selective scan over the last axis; shapes and equation in the module's docstring.
 
-    Raises `ValueError` when the shapes do not fit each other.
+    Raises `ValueError` if the shapes do not match.
     """
     _check(u, delta, A, B, C, D, delta_bias)
     return _forward(u, delta, A, B, C, D, delta_bias)

@@ -1,22 +1,21 @@
 """Triton kernels of `tfanet::selective_scan`, forward and backward; tensors and equation in `selective_scan`.
 
-A program owns BR channels of one group and walks along L in chunks of BL tokens. Within a chunk all states
-come from one associative scan over the pairs (decay, input) of h_t = a_t h_(t-1) + s_t; between chunks only
-the last state is carried. Nothing is divided by a decay, everything is FP32 in registers.
+A program scans BR channels of one group along L in chunks of BL tokens. The states of a chunk come from one
+associative scan over the pairs (decay, input) of h_t = a_t h_(t-1) + s_t; the last state is carried to the
+next chunk. Nothing is divided by a decay; registers are FP32.
 
-Reasons behind the shapes:
-- One launch reads u and delta once, so a plugin (one kernel, no workspace) can carry the forward. Splitting
-  L over programs would need a second pass; the model's smallest scan has 512 rows, enough for a GPU.
-- B and C are shared by a program's channels. More channels a program save little more, for the copies of
-  neighbouring programs come from L2.
-- ALIGN, a power of two that divides L, lets loads be up to 16 bytes wide; it is 1 for odd lengths.
-- Tokens past the end need no mask: nothing reads the states that follow them, and in the backward their dy
-  is 0, so no gradient comes from them.
-- The backward computes the states again from their values at chunk starts. Sums over channels go through
-  partial sums in memory rather than atomics, so that gradients are the same in every run.
+Reasons for the shapes:
+- One launch reads u and delta once, so a plugin (one kernel, no workspace) can run the forward. Splitting L
+  over programs would need a second pass; the model's smallest scan has 512 rows, enough for a GPU.
+- B and C are shared by a program's channels. More channels a program save little: neighbouring programs read
+  B and C from L2.
+- ALIGN, a power of two that divides L, allows loads of up to 16 bytes; it is 1 for odd lengths.
+- Tokens past the end need no mask: no state after them is stored, and in the backward their dy is 0.
+- The backward recomputes the states from their values at chunk starts. Sums over channels are partial sums in
+  memory, not atomics, so gradients are deterministic.
 """
 
-# Triton's language only looks like Python: a type checker misreads its constants, ranges and launches.
+# A type checker misreads Triton's constants, ranges and launches.
 # pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ LOG2E = tl.constexpr(1.4426950408889634)
 
 
 class Tile(NamedTuple):
-    """What a program works on at a time: `rows` channels x `tokens`, both powers of two."""
+    """What a program processes at a time: `rows` channels x `tokens`, both powers of two."""
 
     rows: int
     tokens: int
@@ -42,8 +41,10 @@ class Tile(NamedTuple):
 
 @triton.jit
 def log1p_unit(z):
-    """log(1 + z) for z in [0, 1], relative error 2e-7: a minimax polynomial, since log(w) alone, w = 1 + z
-    rounded, loses the digits of small z."""
+    """log(1 + z) for z in [0, 1], relative error 2e-7, by a minimax polynomial.
+
+    The logarithm of 1 + z, rounded, would lose the digits of small z.
+    """
     b_p = 0.005232693627476692
     b_p = b_p * z - 0.02950523979961872
     b_p = b_p * z + 0.07822596281766891
@@ -62,14 +63,14 @@ def softplus(x):
 
 
 @triton.jit
-def then(a1, s1, a2, s2):
-    """The map h -> a1 h + s1 followed by h -> a2 h + s2."""
+def compose(a1, s1, a2, s2):
+    """The affine map h -> a1 h + s1 followed by h -> a2 h + s2, as its two coefficients."""
     return a1 * a2, a2 * s1 + s2
 
 
 @triton.jit
-def then_kept(a1, s1, p1, r1, a2, s2, p2, r2):
-    """`then`, with the map h -> p h + r to the state before the last token carried along."""
+def compose_with_previous(a1, s1, p1, r1, a2, s2, p2, r2):
+    """`compose`, and the map h -> p h + r to the state before the last token."""
     return a1 * a2, a2 * s1 + s2, a1 * p2, p2 * s1 + r2
 
 
@@ -101,7 +102,7 @@ def selective_scan_kernel(
 ):  # fmt: skip
     """Grid (K * ceil(D / BR), batch). Arguments in TensorRT's order: inputs, integers, output."""
     i_g, i_b, o_r, m_r = _rows_of(D, BR)
-    L = L // ALIGN * ALIGN  # which tells the compiler
+    L = L // ALIGN * ALIGN  # alignment hint for the compiler
     o_row, o_group = _starts(i_b, i_g, o_r, D, L, BR, N)
     o_n = tl.arange(0, BN)[None, :]
     b_bias = tl.load(p_bias + o_r, mask=m_r, other=0.0).to(tl.float32)[:, None]  # [BR, 1]
@@ -121,7 +122,7 @@ def selective_scan_kernel(
             b_B = tl.load(p_B + o_group + n * L + o_l, mask=m_l, other=0.0).to(tl.float32)  # [1, BL]
             b_C = tl.load(p_C + o_group + n * L + o_l, mask=m_l, other=0.0).to(tl.float32)  # [1, BL]
             b_a = tl.exp2(b_dt * _column(b_A, n, N))
-            b_a, b_h = tl.associative_scan((b_a, b_dt * b_u * b_B), 1, then)  # [BR, BL]
+            b_a, b_h = tl.associative_scan((b_a, b_dt * b_u * b_B), 1, compose)  # [BR, BL]
             b_h += b_a * _column(b_carry, n, N)
             b_y += b_C * b_h
             b_end = tl.sum(tl.where(o_l == i_l + BL - 1, b_h, 0.0), 1, keep_dims=True)  # [BR, 1]
@@ -140,7 +141,7 @@ def _column(b_x, n, N: tl.constexpr):
 
 
 def forward_tile(length: int, dim: int) -> Tile:
-    """About 2,048 elements a program: 16 a thread keep it below 128 registers and the loads in flight."""
+    """About 2,048 elements a program, 16 a thread: below 128 registers, with loads in flight."""
     tokens = min(max(triton.next_power_of_2(length), 32), 1024)
     return Tile(min(2048 // tokens, 8, triton.next_power_of_2(dim)), tokens, num_warps=4, num_stages=2)
 
@@ -154,6 +155,7 @@ def selective_scan_forward(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, delta_bias: Tensor,
     tile: Tile | None = None,
 ) -> Tensor:  # fmt: skip
+    """y [batch, K*D, L], FP32."""
     u, delta, A, B, C, D, delta_bias = (x.contiguous() for x in (u, delta, A, B, C, D, delta_bias))
     batch, channels, length = u.shape
     groups, states = B.shape[1], B.shape[2]
@@ -179,7 +181,7 @@ def selective_scan_starts_kernel(
 ):  # fmt: skip
     """The state before every chunk, [batch, K*D, chunks, N], FP32. Grid as in the forward."""
     i_g, i_b, o_r, m_r = _rows_of(D, BR)
-    L = L // ALIGN * ALIGN  # which tells the compiler
+    L = L // ALIGN * ALIGN  # alignment hint for the compiler
     o_row, o_group = _starts(i_b, i_g, o_r, D, L, BR, N)
     o_n = tl.arange(0, BN)[None, :]
     b_bias = tl.load(p_bias + o_r, mask=m_r, other=0.0).to(tl.float32)[:, None]  # [BR, 1]
@@ -199,7 +201,7 @@ def selective_scan_starts_kernel(
         for n in range(N):
             b_B = tl.load(p_B + o_group + n * L + o_l, mask=m_l, other=0.0).to(tl.float32)  # [1, BL]
             b_An = _column(b_A, n, N)
-            _, b_h = tl.associative_scan((tl.exp2(b_dt * b_An), b_dt * b_u * b_B), 1, then)  # [BR, BL]
+            _, b_h = tl.associative_scan((tl.exp2(b_dt * b_An), b_dt * b_u * b_B), 1, compose)  # [BR, BL]
             b_end = tl.sum(tl.where(o_l == i_l + BL - 1, b_h, 0.0), 1, keep_dims=True)  # [BR, 1]
             b_end += tl.exp2(b_decay * b_An) * _column(b_carry, n, N)
             b_carry = tl.where(o_n == n, b_end, b_carry)
@@ -216,12 +218,12 @@ def selective_scan_backward_kernel(
     """Chunks from the last to the first. Grid as in the forward; dA [batch, K*D, N], dD, dbias [batch, K*D]
     and dB, dC [batch, K, ceil(D / BR), N, L] are FP32 and still to be summed over batch or blocks.
 
-    With x_t = C_t dy_t the adjoint of h_t is g_t = x_t + q_(t+1), where q_t = a_t g_t is handed to the token
-    before. Both scans keep the state before the last token, so that neither h_(t-1) nor q_(t+1) is found by
-    dividing or by subtracting what would cancel.
+    With x_t = C_t dy_t the adjoint of h_t is g_t = x_t + q_(t+1), where q_t = a_t g_t is the adjoint that
+    token t - 1 receives. Both scans return the state before the last token as well, so h_(t-1) and q_(t+1)
+    need no division and no subtraction that would cancel.
     """
     i_g, i_b, o_r, m_r = _rows_of(D, BR)
-    L = L // ALIGN * ALIGN  # which tells the compiler
+    L = L // ALIGN * ALIGN  # alignment hint for the compiler
     o_row, o_group = _starts(i_b, i_g, o_r, D, L, BR, N)
     blocks = tl.cdiv(D, BR)
     o_partial = o_group * blocks + (tl.program_id(0) % blocks).to(tl.int64) * N * L
@@ -256,10 +258,12 @@ def selective_scan_backward_kernel(
             b_a = tl.exp2(b_dt * (b_An * LOG2E))
             b_s = b_dt * b_u * b_B
             b_one, b_zero = tl.full([BR, BL], 1.0, tl.float32), tl.zeros([BR, BL], tl.float32)
-            _, _, b_p, b_r = tl.associative_scan((b_a, b_s, b_one, b_zero), 1, then_kept)
+            _, _, b_p, b_r = tl.associative_scan((b_a, b_s, b_one, b_zero), 1, compose_with_previous)
             b_before = b_p * _column(b_start, n, N) + b_r  # h_(t-1)
             b_dx = b_C * b_dy
-            _, _, b_p, b_r = tl.associative_scan((b_a, b_a * b_dx, b_one, b_zero), 1, then_kept, reverse=True)
+            _, _, b_p, b_r = tl.associative_scan(
+                (b_a, b_a * b_dx, b_one, b_zero), 1, compose_with_previous, reverse=True
+            )
             b_g = b_dx + b_p * _column(b_carry, n, N) + b_r
             b_q = b_a * b_g
             b_first = tl.sum(tl.where(o_l == i_c * BL, b_q, 0.0), 1, keep_dims=True)  # [BR, 1]
@@ -285,7 +289,7 @@ def selective_scan_backward_kernel(
 
 
 def backward_tile(length: int, dim: int, states: int) -> Tile:
-    """Eight elements a thread, two with several states: the scans of four values hold many registers."""
+    """Eight elements a thread, two with several states: scans of four values need many registers."""
     tokens = min(max(triton.next_power_of_2(length), 32), 128 if states == 1 else 64)
     rows = min(4, triton.next_power_of_2(dim))
     return Tile(rows, tokens, num_warps=2 if states == 1 else 4, num_stages=1)
@@ -303,13 +307,13 @@ def selective_scan_backward(
     tile = tile or backward_tile(length, dim, states)
     blocks, chunks = triton.cdiv(dim, tile.rows), triton.cdiv(length, tile.tokens)
 
-    def wide(*shape: int) -> Tensor:
+    def fp32(*shape: int) -> Tensor:
         return torch.empty(shape, dtype=torch.float32, device=u.device)
 
     du, ddelta = torch.empty_like(u), torch.empty_like(delta)
-    dA, dD, dbias = wide(batch, channels, states), wide(batch, channels), wide(batch, channels)
-    dB, dC = (wide(batch, groups, blocks, states, length) for _ in range(2))
-    start = wide(batch, channels, chunks, states)
+    dA, dD, dbias = fp32(batch, channels, states), fp32(batch, channels), fp32(batch, channels)
+    dB, dC = (fp32(batch, groups, blocks, states, length) for _ in range(2))
+    start = fp32(batch, channels, chunks, states)
     grid = (groups * blocks, batch)
     common = {
         "N": states, "BN": triton.next_power_of_2(states), "BR": tile.rows, "BL": tile.tokens,

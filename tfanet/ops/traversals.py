@@ -1,6 +1,6 @@
-"""The 2-D scan as four traversals laid out in memory, a 1-D scan of them, and their sum.
+"""The 2-D scan as four traversals copied in memory, a 1-D scan of them, and their sum.
 
-What a fused scan saves. Gradients on a GPU take this way, and so does the scan itself where it is faster.
+The fused kernels avoid these copies. Gradients on a GPU use them, and the 2-D scan with `mamba_ssm`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def cross_scan(x: Tensor) -> Tensor:
 
 
 def cross_merge(y: Tensor, height: int, width: int) -> Tensor:
-    """Sum of four traversals [batch, 4, C, H*W], each back in raster order -> [batch, H, W, C]."""
+    """Sum of four traversals [batch, 4, C, H*W] in raster order -> [batch, H, W, C]."""
     by_rows, by_columns = (y[:, :2] + y[:, 2:].flip(-1)).unbind(1)
     merged = by_rows.unflatten(-1, (height, width)) + by_columns.unflatten(-1, (width, height)).mT
     return merged.permute(0, 2, 3, 1)
@@ -31,7 +31,7 @@ def scan_traversals(
     scan: Callable[..., Tensor], x: Tensor, p: Tensor, dt_weight: Tensor, A: Tensor, D: Tensor,
     delta_bias: Tensor,
 ) -> Tensor:  # fmt: skip
-    """`cross_selective_scan` by `scan`, called as `selective_scan`; delta has the dtype of `dt_weight`."""
+    """`cross_selective_scan` by `scan`, a function as `selective_scan`; delta has `dt_weight`'s dtype."""
     dt, B, C = _traversals(p, dt_weight.shape[1], A.shape[1])
     delta = dt_weight.unflatten(0, (DIRECTIONS, -1)) @ dt
     y = scan(cross_scan(x).flatten(1, 2), delta.flatten(1, 2), A, B, C, D, delta_bias)
@@ -39,32 +39,33 @@ def scan_traversals(
 
 
 def traversal_gradients(
-    gradients: Callable[..., tuple[Tensor, ...]], dy: Tensor, x: Tensor, p: Tensor, dt_weight: Tensor,
+    scan_gradients: Callable[..., tuple[Tensor, ...]], dy: Tensor, x: Tensor, p: Tensor, dt_weight: Tensor,
     A: Tensor, D: Tensor, delta_bias: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients of the six inputs in their dtypes by `gradients`, called as `selective_scan_backward`."""
-    given = (x, p, dt_weight, A, D, delta_bias)
+    """Gradients of the six inputs in their dtypes by `scan_gradients`, as `selective_scan_backward`."""
+    inputs = (x, p, dt_weight, A, D, delta_bias)
     dy, x, p, dt_weight = (t.float() for t in (dy, x, p, dt_weight))
     height, width = x.shape[1:3]
     dt, B, C = _traversals(p, dt_weight.shape[1], A.shape[1])
     weight = dt_weight.unflatten(0, (DIRECTIONS, -1))  # [4, D, R]
     u, dy = cross_scan(x).flatten(1, 2), cross_scan(dy).flatten(1, 2)
-    du, ddelta, dA, dB, dC, dD, dbias = gradients(dy, u, (weight @ dt).flatten(1, 2), A, B, C, D, delta_bias)
+    delta = (weight @ dt).flatten(1, 2)
+    du, ddelta, dA, dB, dC, dD, dbias = scan_gradients(dy, u, delta, A, B, C, D, delta_bias)
     ddelta = ddelta.unflatten(1, (DIRECTIONS, -1))
     dweight = torch.einsum("bkdl,bkrl->kdr", ddelta, dt).flatten(0, 1)
     dparts = torch.cat([weight.mT @ ddelta, dB, dC], dim=2)
     dp = torch.cat([_to_raster(dparts[:, k], k, height, width) for k in range(DIRECTIONS)], dim=-1)
     dx = cross_merge(du.unflatten(1, (DIRECTIONS, -1)), height, width)
-    found = (dx, dp, dweight, dA, dD, dbias)
-    result = tuple(gradient.to(t.dtype).contiguous() for gradient, t in zip(found, given, strict=True))
+    gradients = (dx, dp, dweight, dA, dD, dbias)
+    result = tuple(gradient.to(t.dtype).contiguous() for gradient, t in zip(gradients, inputs, strict=True))
     return result  # pyright: ignore[reportReturnType]
 
 
 def _traversals(p: Tensor, rank: int, states: int) -> tuple[Tensor, ...]:
-    """dt, B and C [batch, 4, R or N, L]: each direction reads its own part of p."""
-    own = p.permute(0, 3, 1, 2).unflatten(1, (DIRECTIONS, -1))  # [batch, 4, R + 2N, H, W]
-    orders = [own[:, 0].flatten(2), own[:, 1].mT.flatten(2)]
-    orders += [own[:, 2].flatten(2).flip(-1), own[:, 3].mT.flatten(2).flip(-1)]
+    """dt, B and C [batch, 4, R or N, L] in the order of each direction."""
+    p = p.permute(0, 3, 1, 2).unflatten(1, (DIRECTIONS, -1))  # [batch, 4, R + 2N, H, W]
+    orders = [p[:, 0].flatten(2), p[:, 1].mT.flatten(2)]
+    orders += [p[:, 2].flatten(2).flip(-1), p[:, 3].mT.flatten(2).flip(-1)]
     return torch.stack(orders, dim=1).split([rank, states, states], dim=2)
 
 

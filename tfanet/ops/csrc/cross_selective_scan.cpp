@@ -16,7 +16,7 @@ constexpr int TILE = 32;   // tokens of a tile
 constexpr int ROWS = 4;    // tokens whose delta is computed at once, in registers
 constexpr int LINE = 16;   // floats of a cache line
 
-// What one part knows of a direction, channels innermost; channels beyond the picture's have zeros.
+// One part's weights and tile for a direction, channels innermost; channels past the image's are zero.
 struct Direction {
   const float* dt_weight;  // [R, LANES]
   float A[kMaxStates][LANES];
@@ -42,7 +42,7 @@ class Traversal {
         run_(by_columns ? sizes.height : length_),
         reversed_(reversed) {}
 
-  // The next pixels, TILE at most; returns how many there are.
+  // Writes the next pixels, TILE at most; returns their number.
   int next(int64_t* pixels) {
     int count = 0;
     for (; count < TILE && time_ < length_; ++count, ++time_) {
@@ -109,7 +109,7 @@ void run_part(const CrossScan& scan, int64_t part) {
     const float* own[TILE];
     int now = 0;
     for (int tokens = traversal.next(pixels[now]), upcoming; tokens > 0; tokens = upcoming, now = 1 - now) {
-      // A column's pixels are too far apart for the processor to foresee them.
+      // A column's pixels are too far apart for the processor's prefetcher.
       upcoming = traversal.next(pixels[1 - now]);
       for (int i = 0; i < upcoming; ++i) {
         const int64_t pixel = pixels[1 - now][i];
@@ -137,7 +137,7 @@ void run_part(const CrossScan& scan, int64_t part) {
 }  // namespace tfanet
 
 // For PyTorch, by ctypes: the whole scan on `threads` threads. The caller checks the sizes. Returns 0, or 1
-// where memory runs out.
+// if memory runs out.
 extern "C" __attribute__((visibility("default"))) int tfanet_cross_selective_scan(
     const float* x, const float* p, const float* dt_weight, const float* A, const float* D,
     const float* delta_bias, float* y, int64_t batch, int64_t height, int64_t width, int64_t channels,

@@ -26,7 +26,7 @@ struct CrossScan {
   float* y;                 // [batch, H, W, D]
 };
 
-// The scan falls into parts that may run at the same time: some channels of one picture each.
+// The scan is split into parts that may run in parallel: some channels of one image each.
 int64_t part_count(const Sizes& sizes);
 void run_part(const CrossScan& scan, int64_t part);
 

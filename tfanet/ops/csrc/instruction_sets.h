@@ -1,5 +1,5 @@
-// The instruction sets that a kernel is compiled for (`each_set.inc`): the compiler's own, and where
-// `TFANET_AVX2` is defined AVX2 with FMA and AVX-512 besides. FASTEST(name) is the function of that name for the
+// The instruction sets that a kernel is compiled for (`each_set.inc`): the compiler's default, and if
+// `TFANET_AVX2` is defined also AVX2 with FMA, and AVX-512. FASTEST(name) is the function of that name for the
 // best of them that this processor has.
 
 #pragma once

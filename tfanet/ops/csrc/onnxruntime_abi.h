@@ -1,5 +1,5 @@
-// The few parts of ONNX Runtime's C interface that a custom operation needs. The Python package has no
-// headers. The interface only ever grows at its end, so a function's place in the table never changes.
+// The parts of ONNX Runtime's C interface that a custom operation needs; the Python package has no headers.
+// The interface only grows at its end, so a function's index in the table never changes.
 
 #pragma once
 
@@ -10,7 +10,7 @@ namespace ort {
 
 constexpr uint32_t API_VERSION = 17;  // ONNX Runtime 1.17, the first with ParallelFor
 
-// Types that only ONNX Runtime looks into.
+// Opaque types of ONNX Runtime.
 struct Status;
 struct SessionOptions;
 struct Domain;
@@ -24,7 +24,7 @@ enum ErrorCode : int { FAIL = 1, INVALID_ARGUMENT = 2 };
 enum Characteristic : int { REQUIRED = 0 };
 enum MemoryType : int { DEFAULT = 0 };
 
-// The table of functions; `at` gives one by its place.
+// The table of functions; `at` returns one by its index.
 class Api {
  public:
   template <typename Result, typename... Arguments>
@@ -74,7 +74,7 @@ struct ApiBase {
   const char* (*get_version)();
 };
 
-// What ONNX Runtime asks an operation; `version` says how much of it is there.
+// The callbacks of an operation; `version` says which are present.
 struct Operation {
   uint32_t version;
   void* (*create_kernel_1)(const Operation*, const Api*, const KernelInfo*);

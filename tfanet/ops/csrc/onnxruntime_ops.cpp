@@ -1,5 +1,5 @@
 // `tfanet::CrossSelectiveScan` for ONNX Runtime on a CPU. A session whose options have this library
-// registered runs the kernel where it would run the function body that the file carries.
+// registered runs the kernel instead of the function body in the file.
 
 #include <algorithm>
 #include <array>
@@ -21,7 +21,7 @@ constexpr size_t INPUTS = 6;
 constexpr std::array<const char*, INPUTS> NAMES = {"x", "p", "dt_weight", "A", "D", "delta_bias"};
 constexpr std::array<size_t, INPUTS> RANKS = {4, 4, 2, 2, 1, 1};
 
-// An error of ONNX Runtime's own, on its way back to it.
+// A status of ONNX Runtime, to be returned to it.
 struct Failure {
   ort::Status* status;
 };

@@ -1,4 +1,4 @@
-// Work that falls into parts, on several threads.
+// Parts of a computation on several threads.
 
 #pragma once
 
@@ -11,7 +11,7 @@
 
 namespace tfanet {
 
-// `run(part)` for every part from 0 to `parts` - 1, on `threads` threads. Returns 0, or 1 where memory ran
+// `run(part)` for every part from 0 to `parts` - 1, on `threads` threads. Returns 0, or 1 if memory ran
 // out.
 template <class Run>
 int run_parts(int64_t parts, int64_t threads, const Run& run) {

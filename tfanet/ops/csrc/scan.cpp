@@ -1,4 +1,4 @@
-// A selective scan of sequences that lie time-major, and its gradients: the equations and shapes of
+// A time-major selective scan and its gradients: equations and shapes in
 // tfanet/ops/recurrence.py.
 
 #include <algorithm>
@@ -16,7 +16,7 @@ namespace {
 constexpr int LANES = 32;  // channels of a block
 constexpr float kNothing[LANES] = {};
 
-// [batch, L, M], channels innermost and without gaps; steps between sequences and between tokens in floats.
+// [batch, L, M], channels innermost and contiguous; steps between sequences and between tokens in floats.
 struct Rows {
   const float* data;
   int64_t sequence, row;
@@ -40,12 +40,12 @@ struct Block {
 struct Gradients {
   float* raw;  // [batch, L, M], like u
   float* u;
-  float* A;  // [batch, M, N], every sequence's own
+  float* A;  // [batch, M, N], one a sequence
   float* B;  // [batch, L, N], zero at first
   float* C;
 };
 
-// What the gradients of a block keep of a token.
+// A token's values that the gradients of a block need.
 struct Token {
   float u[LANES], dout[LANES], step[LANES], slope[LANES], decay[LANES], state[LANES], dstep[LANES], du[LANES];
 };
@@ -72,7 +72,7 @@ Block block_of(const Scan& scan, int64_t sequence, int64_t first) {
 }  // namespace tfanet
 
 // For PyTorch, by ctypes, on `threads` threads; steps as in `Rows`, and the caller checks the sizes. Both
-// return 0, or 1 where memory runs out.
+// return 0, or 1 if memory runs out.
 
 // Adds the sum over N of C h to `out`, whose steps are u's.
 extern "C" __attribute__((visibility("default"))) int tfanet_scan(

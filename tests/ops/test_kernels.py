@@ -1,4 +1,4 @@
-"""All Triton kernels compile for GPUs that are not here, within what an engine's plugin may use."""
+"""All Triton kernels compile for GPUs that are not here, within the limits of a plugin."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import os
 import re
 from pathlib import Path
 
+import kernels
 import pytest
 
+from tfanet import ops
 from tfanet.errors import UserError
-from tfanet.ops import triton_build
 
 pytest.importorskip("triton")
 interpreted = os.environ.get("TRITON_INTERPRET") == "1"
@@ -34,33 +35,34 @@ MAX_SHARED = 48 * 1024
 
 @pytest.fixture(scope="module")
 def cases():
-    return {case.name: case for case in triton_build.cases()}
+    return {case.name: case for case in kernels.cases()}
 
 
 def check(made, capability):
-    assert re.search(rf"^\.target sm_{capability}", made.ptx, re.MULTILINE)
+    """`build` itself raises where a kernel needs scratch memory."""
+    number = capability.replace(".", "")
+    assert re.search(rf"^\.target sm_{number}", made.ptx, re.MULTILINE)
     assert made.spill_stores == made.spill_loads == 0
     assert 16 <= made.registers <= 255
     assert made.shared < MAX_SHARED
-    assert made.scratch == 0
 
 
-def test_every_kernel_is_among_them(cases):
-    kernels = {name: case.kernel.__name__.removesuffix("_kernel") for name, case in cases.items()}
-    assert {name: kernels[name] for names in KERNELS.values() for name in names} == {
+def test_cases_cover_every_kernel(cases):
+    kernel_of = {name: case.kernel.__name__.removesuffix("_kernel") for name, case in cases.items()}
+    assert {name: kernel_of[name] for names in KERNELS.values() for name in names} == {
         name: kernel for kernel, names in KERNELS.items() for name in names
     }
-    assert set(kernels.values()) == KERNELS.keys()
-    files = Path(triton_build.__file__).parent.glob("*_triton.py")
+    assert set(kernel_of.values()) == KERNELS.keys()
+    files = Path(ops.__file__).parent.glob("*_triton.py")
     defined = {name for file in files for name in re.findall(r"^def (\w+)_kernel\(", file.read_text(), re.M)}
     assert defined == KERNELS.keys()
 
 
 @compiles
-@pytest.mark.parametrize("capability", triton_build.CAPABILITIES)
+@pytest.mark.parametrize("capability", kernels.CAPABILITIES)
 @pytest.mark.parametrize("name", [name for names in KERNELS.values() for name in names])
-def test_kernels_on_every_architecture(name, capability, cases, record_property):
-    made = triton_build.build(cases[name], capability)
+def test_kernels_compile_for_every_architecture(name, capability, cases, record_property):
+    made = kernels.build(cases[name], capability)
     record_property("registers", made.registers)
     record_property("shared", made.shared)
     check(made, capability)
@@ -69,22 +71,22 @@ def test_kernels_on_every_architecture(name, capability, cases, record_property)
 @compiles
 def test_loads_are_16_bytes_wide_where_lengths_allow(cases):
     """What the copy bandwidth needs: asynchronous copies and stores of 16 bytes."""
-    ptx = triton_build.build(cases["scan 14400 x 256"], 89).ptx
+    ptx = kernels.build(cases["scan 14400 x 256"], "8.9").ptx
     assert re.search(r"cp\.async\.\w+\.shared\.global[^;]*, 0x10,", ptx)
     assert re.search(r"st\.global\.v4\.b32", ptx)
 
 
 @compiles
 @pytest.mark.parametrize("half", ["bf16", "fp32"])
-def test_other_types_of_activations(half):
-    cases = {case.name: case for case in triton_build.cases(half)}
+def test_other_dtypes_of_activations(half):
+    cases = {case.name: case for case in kernels.cases(half)}
     for name in ("scan 14400 x 256", "attention"):
-        check(triton_build.build(cases[name], 89, half=half), 89)
+        check(kernels.build(cases[name], "8.9", half=half), "8.9")
 
 
-def test_under_the_interpreter_compiling_is_refused(monkeypatch):
+def test_compiling_under_the_interpreter_fails(monkeypatch):
     from triton import knobs
 
     monkeypatch.setattr(knobs.runtime, "interpret", True)
     with pytest.raises(UserError, match="unset TRITON_INTERPRET"):
-        triton_build.build(next(triton_build.cases()), 89)
+        kernels.build(next(kernels.cases()), "8.9")
