@@ -6,16 +6,18 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from copy import copy
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tfanet.errors import UserError, VerificationError
 
 if TYPE_CHECKING:
     import typer
     from rich.progress import Progress, ProgressColumn
+    from typer.core import TyperCommand
 
 T = TypeVar("T")
 
@@ -26,6 +28,41 @@ def new_app(help_text: str, panels: bool = False) -> typer.Typer:
 
     mode = "rich" if panels else None
     return typer.Typer(help=help_text, no_args_is_help=False, add_completion=False, rich_markup_mode=mode)
+
+
+def deprecated_options(names: Mapping[str, str]) -> type[TyperCommand]:
+    """A Typer command class whose options keep their former names for one version.
+
+        @app.command(cls=deprecated_options({"--rate": "--lr"}))
+
+    `names` maps each former name to the present one. A former name has the present option's type and bounds,
+    is absent from `--help`, and prints one line on stderr when it is used. If both are given, the present
+    name counts.
+    """
+    from typer.core import TyperCommand
+
+    class Command(TyperCommand):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            options = {name: option for option in self.params for name in option.opts}
+            self.params += [_former_option(options[new], old, new) for old, new in names.items()]
+
+    return Command
+
+
+def _former_option(option: Any, old: str, new: str) -> Any:
+    """A hidden copy of `option` under its `old` name, which sets the default of the option itself."""
+
+    def take_value(context: Any, former: Any, value: Any) -> None:
+        if context.get_parameter_source(former.name).name == "COMMANDLINE":
+            note(f"{old} is deprecated; use {new}")
+            context.default_map = {**(context.default_map or {}), option.name: value}
+
+    former = copy(option)
+    former.name, former.opts, former.secondary_opts = old.lstrip("-").replace("-", "_"), [old], []
+    former.hidden, former.expose_value, former.callback = True, False, take_value
+    former.is_eager = True  # it runs before `option` looks for its default
+    return former
 
 
 def run(app: Callable[[], None]) -> None:
