@@ -128,7 +128,7 @@ def measure_all(root: Path, packed_folder: Path, size: int, repeats: int) -> lis
     """Each way, after all gave the same pixels and masks; `VerificationError` where one did not."""
     import torch
 
-    from tfanet.data.packed import PackedPictures, pack
+    from tfanet.data.packed import PackedImages, pack
     from tfanet.data.refer import ReferDataset, ReferFiles
     from tfanet.data.transforms import TrainingPairs
 
@@ -137,7 +137,7 @@ def measure_all(root: Path, packed_folder: Path, size: int, repeats: int) -> lis
     source = ReferDataset.of(files, "train")
     pack(files, size, packed_folder)
     plain = TrainingPairs(source, size, 17)
-    packed = TrainingPairs(source, size, 17, packed=PackedPictures(packed_folder, files, size))
+    packed = TrainingPairs(source, size, 17, packed=PackedImages(packed_folder, files, size))
     lavt = _lavt(source, files.annotations, size)
     in_order = list(range(len(plain)))
     drawn = np.random.default_rng(0).permutation([places[0] for places in plain.references]).tolist()

@@ -228,7 +228,7 @@ def _score(
                 image=expression.image_id,
                 ref=expression.ref_id,
                 sentence=expression.sent_id,
-                text=expression.sentence,
+                text=expression.text,
                 intersection=intersection,
                 union=union,
                 area=np.count_nonzero(truth) / truth.size,
@@ -267,4 +267,4 @@ def _tokens(dataset: ReferDataset, places: Sequence[int], length: int, shuffle: 
     if shuffle:
         moved = derangement([dataset[i].image_id for i in range(len(dataset))])
         places = [int(moved[place]) for place in places]
-    return tokenize([dataset[place].sentence for place in places], length)
+    return tokenize([dataset[place].text for place in places], length)

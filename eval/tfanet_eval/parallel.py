@@ -87,9 +87,9 @@ def run_in_ranks(
     if request.engine.suffix != ".safetensors":
         other = "" if request.engine.suffix == ".plan" else "; for others there is --workers"
         raise UserError(f"torchrun divides the evaluation of a .safetensors, not of {request.engine}{other}")
-    from tfanet.training.processes import joined
+    from tfanet.training.processes import join_processes
 
-    with joined(_device()) as (processes, _), opened(request) as models:
+    with join_processes(_device()) as (processes, _), opened(request) as models:
         share = share_of(request, results, resume, processes.world)
         _gathered(processes, share)
         label = f"{request.data_name}, process 1 of {processes.world},"
@@ -99,9 +99,9 @@ def run_in_ranks(
 
 def follow() -> None:
     """What a process of another rank than 0 does: its share of the run that rank 0 tells of."""
-    from tfanet.training.processes import joined
+    from tfanet.training.processes import join_processes
 
-    with joined(_device()) as (processes, _):
+    with join_processes(_device()) as (processes, _):
         share = _gathered(processes, None)[0]
         with opened(share.request) as models:
             mine = measure(models, replace(share, part=(processes.rank, processes.world)))

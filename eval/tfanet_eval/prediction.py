@@ -47,10 +47,10 @@ def prediction_cells(engine: Engine, dataset: ReferDataset, count: int) -> list[
     for index in spread(len(dataset), count):
         expression = dataset[index]
         picture = dataset.image(expression)
-        mask = predict(engine, picture, expression.sentence, strict=False) > 0
+        mask = predict(engine, picture, expression.text, strict=False) > 0
         truth = dataset.mask(expression) > 0
         iou = SegmentationMetrics().update(mask, truth)
-        cells.append(Cell(picture, expression.sentence, mask, truth, iou))
+        cells.append(Cell(picture, expression.text, mask, truth, iou))
     return cells
 
 

@@ -272,18 +272,18 @@ def test_a_damaged_record_is_named(planted: Planted) -> None:
 
 def test_visualize_are_required_before_training(planted: Planted, capsys: pytest.CaptureFixture[str]) -> None:
     pairs = {split: list(ReferDataset(planted.root, split=split)) for split in ("train", "val")}
-    checks.require_pictures(pairs, 0)
+    checks.require_images(pairs, 0)
     assert capsys.readouterr().err == ""
     lost = pairs["train"][0]
     many = sum(pair.image_id == lost.image_id for pair in pairs["train"])
     lost.image_path.unlink()
-    checks.require_pictures(pairs, many)
+    checks.require_images(pairs, many)
     assert (
         capsys.readouterr().err == f"train: pictures missing (1, of {many} expressions): {lost.image_path}\n"
     )
     with pytest.raises(UserError, match=rf"missing: train \(1, of {many} expressions\); see"):
-        checks.require_pictures(pairs, many - 1)
+        checks.require_images(pairs, many - 1)
     pairs["val"][0].image_path.unlink()
     with pytest.raises(UserError, match=r"missing: val \(1, of \d+ expressions\); see"):
-        checks.require_pictures(pairs, many)
+        checks.require_images(pairs, many)
     assert len(capsys.readouterr().err.splitlines()) == 1 + 2

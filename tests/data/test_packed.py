@@ -16,7 +16,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from tfanet.data import packed
-from tfanet.data.packed import PackedPictures, pack
+from tfanet.data.packed import PackedImages, pack
 from tfanet.data.refer import ReferDataset, ReferFiles
 from tfanet.data.transforms import TrainingPairs
 from tfanet.errors import UserError
@@ -57,7 +57,7 @@ def test_the_tensors_are_those_of_the_plain_path(
                 sampler=order,
                 num_workers=workers,
             )
-            for found in (None, pickle.loads(pickle.dumps(PackedPictures(folder, files, SIZE))))
+            for found in (None, pickle.loads(pickle.dumps(PackedImages(folder, files, SIZE))))
         ]
         for plain, quick in zip(*loaders, strict=True):
             assert plain.keys() == quick.keys()
@@ -68,7 +68,7 @@ def test_the_tensors_are_those_of_the_plain_path(
 def test_items_are_copies_and_nothing_is_decoded(
     files: ReferFiles, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pairs = TrainingPairs(ReferDataset.of(files, "val"), SIZE, 17, packed=PackedPictures(folder, files, SIZE))
+    pairs = TrainingPairs(ReferDataset.of(files, "val"), SIZE, 17, packed=PackedImages(folder, files, SIZE))
     monkeypatch.setattr(ReferDataset, "image", None)
     monkeypatch.setattr(ReferDataset, "mask", None)
     first = pairs[0]
@@ -79,7 +79,7 @@ def test_items_are_copies_and_nothing_is_decoded(
 
 
 def test_workers_get_no_copy_of_the_files(files: ReferFiles, folder: Path) -> None:
-    found = PackedPictures(folder, files, SIZE)
+    found = PackedImages(folder, files, SIZE)
     assert len(pickle.dumps(found)) < 10_000 < (folder / "images.bin").stat().st_size
 
 
@@ -98,7 +98,7 @@ def test_what_cannot_be_read_is_left_out_and_decoded(
     assert pack(files, SIZE, tmp_path / "packed") == (29, spoken_of(files))
     assert f"left out: image {pair.image_path} is damaged" in capsys.readouterr().err
     pairs = TrainingPairs(
-        ReferDataset.of(files, "val"), SIZE, 17, packed=PackedPictures(tmp_path / "packed", files, SIZE)
+        ReferDataset.of(files, "val"), SIZE, 17, packed=PackedImages(tmp_path / "packed", files, SIZE)
     )
     with pytest.raises(UserError, match="is damaged or cannot be read"):
         pairs[0]
@@ -169,23 +169,23 @@ def test_refusals(
 ) -> None:
     root, mine = own_copy(shapes_root, tmp_path), tmp_path / "packed"
     shutil.copytree(folder, mine)
-    PackedPictures(mine, ReferFiles.load(root), SIZE)
+    PackedImages(mine, ReferFiles.load(root), SIZE)
     damage(root, mine)
     again = f"tfanet-data pack {root} NEW_FOLDER --dataset refcoco --image-size {SIZE}"
     with pytest.raises(UserError, match=message) as refused:
-        PackedPictures(mine, ReferFiles.load(root), SIZE)
+        PackedImages(mine, ReferFiles.load(root), SIZE)
     assert again in str(refused.value)
 
 
 def test_visualize_of_another_division_are_refused(gref_root: Path, tmp_path: Path) -> None:
     umd, google = (ReferFiles.load(gref_root, "refcocog", split_by) for split_by in ("umd", "google"))
     pack(google, SIZE, tmp_path / "google")
-    PackedPictures(tmp_path / "google", google, SIZE)
+    PackedImages(tmp_path / "google", google, SIZE)
     with pytest.raises(UserError, match="holds refcocog split by google, not refcocog split by umd"):
-        PackedPictures(tmp_path / "google", umd, SIZE)
+        PackedImages(tmp_path / "google", umd, SIZE)
     pack(umd, SIZE, tmp_path / "umd")
     with pytest.raises(UserError) as refused:
-        PackedPictures(tmp_path / "umd", google, SIZE)
+        PackedImages(tmp_path / "umd", google, SIZE)
     again = (
         f"tfanet-data pack {gref_root} NEW_FOLDER --dataset refcocog --split-by google --image-size {SIZE}"
     )
@@ -203,7 +203,7 @@ def test_a_flipped_bit_is_found_when_its_entry_is_read(
     ids = list(dict.fromkeys(pair.image_id if name == "images.bin" else pair.ann_id for pair in pairs))
     content[len(content) // len(ids) + 5] ^= 4
     (mine / name).write_bytes(content)
-    found = PackedPictures(mine, files, SIZE)
+    found = PackedImages(mine, files, SIZE)
     read = found.image if name == "images.bin" else found.mask
     with pytest.raises(UserError, match=f"{ids[1]} in .* is damaged; make one"):
         read(ids[1])

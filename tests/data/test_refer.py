@@ -72,7 +72,7 @@ def test_each_sentence_is_a_sample(tmp_path: Path) -> None:
     assert len(pairs) == 2
     first, second = pairs
     assert (first.ref_id, first.ann_id, first.image_id, first.sent_id) == (5, 50, 500, 1)
-    assert (first.sentence, second.sentence) == ("left café", "near the wall")
+    assert (first.text, second.text) == ("left café", "near the wall")
     assert (first.height, first.width, first.category) == (HEIGHT, WIDTH, "table")
     assert pairs.image(first).size == (WIDTH, HEIGHT)
     assert pairs.image_ids == [500]
@@ -89,7 +89,7 @@ def test_picture_folders(tmp_path: Path, folder: str) -> None:
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 def test_every_pickle_protocol(tmp_path: Path, protocol: int) -> None:
     pairs = ReferDataset(lay_out(tmp_path, refs=pickle.dumps([REF], protocol)))
-    assert [pair.sentence for pair in pairs] == ["left café", "near the wall"]
+    assert [pair.text for pair in pairs] == ["left café", "near the wall"]
 
 
 def python2_pickle(protocol: int) -> bytes:
@@ -114,7 +114,7 @@ def python2_pickle(protocol: int) -> bytes:
 @pytest.mark.parametrize("protocol", [0, 2])
 def test_python_2_pickles(tmp_path: Path, protocol: int) -> None:
     pairs = ReferDataset(lay_out(tmp_path, refs=python2_pickle(protocol)))
-    assert [pair.sentence for pair in pairs] == ["left café", "near the wall"]
+    assert [pair.text for pair in pairs] == ["left café", "near the wall"]
 
 
 class Evil:

@@ -82,7 +82,7 @@ def test_reader_gives_what_render_pair_gives(root: Path) -> None:
     for index, image_id in enumerate(sorted(firsts)):
         picture, sentence, mask = render_pair(7, index)
         pair = firsts[image_id]
-        assert pair.sentence == sentence
+        assert pair.text == sentence
         assert pair.level == make_sample(7, "val", index).level
         np.testing.assert_array_equal(pairs.image(pair), picture)
         np.testing.assert_array_equal(pairs.mask(pair), mask)
@@ -97,7 +97,7 @@ def test_same_seed_same_bytes_whatever_the_counts(root: Path, tmp_path: Path) ->
         assert both[0] == both[1]
     val = list(ReferDataset(root, split="val"))
     again = list(ReferDataset(fewer, split="val"))
-    assert [pair.sentence for pair in again] == [pair.sentence for pair in val[: len(again)]]
+    assert [pair.text for pair in again] == [pair.text for pair in val[: len(again)]]
 
 
 def test_seeds_and_splits_differ() -> None:

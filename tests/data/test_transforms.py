@@ -236,7 +236,7 @@ def test_training_pairs(pairs: ReferDataset) -> None:
             }
             np.testing.assert_array_equal(item["image"], resize_image(pairs.image(pair), 64))
             np.testing.assert_array_equal(item["mask"], resize_mask(pairs.mask(pair), 64))
-            np.testing.assert_array_equal(item["tokens"], tokenize([pair.sentence], 17)[0])
+            np.testing.assert_array_equal(item["tokens"], tokenize([pair.text], 17)[0])
             item["image"].zero_()
             item["mask"].zero_()
 

@@ -40,7 +40,7 @@ class Boxes:
     def __getitem__(self, index: int) -> Expression:
         picture = index // 2
         return Expression(
-            ref_id=picture, ann_id=picture, image_id=picture, sent_id=index, sentence=f"box {picture}",
+            ref_id=picture, ann_id=picture, image_id=picture, sent_id=index, text=f"box {picture}",
             image_path=Path("none"), height=self.height, width=self.width, category="box",
         )  # fmt: skip
 

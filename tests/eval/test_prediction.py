@@ -15,10 +15,10 @@ from tfanet_eval.prediction import predict, prediction_cells
 def test_cells_carry_the_iou_of_the_metrics():
     dataset = Boxes(8)
     perfect = prediction_cells(FakeEngine(oracle), dataset, 4)
-    assert [cell.sentence for cell in perfect] == ["box 0", "box 1", "box 2", "box 3"]
+    assert [cell.expression for cell in perfect] == ["box 0", "box 1", "box 2", "box 3"]
     assert [cell.iou for cell in perfect] == [1.0] * 4
     for cell in prediction_cells(FakeEngine(everything), dataset, 4):
-        assert cell.iou == SegmentationMetrics().update(cell.mask, cell.truth)
+        assert cell.iou == SegmentationMetrics().update(cell.prediction, cell.target)
         assert 0 < cell.iou < 0.1
 
 

@@ -153,7 +153,7 @@ def test_the_division_is_part_of_the_run(command, small_onnx, gref_root):
         done = evaluated("--split-by", "google", "--workers", workers, "--report", "page.html")
         assert done.code == 0, done.err
         assert "on refcocog (google): " in done.out
-        assert [row["text"] for row in rows(FILE)] == [pair.sentence for pair in google]
+        assert [row["text"] for row in rows(FILE)] == [pair.text for pair in google]
         assert "<h1>refcocog (google): val</h1>" in Path("page.html").read_text(encoding="utf-8")
     assert not {row["ref"] for row in rows(FILE)} & {row["ref"] for row in umd}
 

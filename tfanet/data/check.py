@@ -318,8 +318,8 @@ def missing_files(paths: Iterable[Path]) -> set[Path]:
     return {path for path in wanted if path.name not in names[path.parent]}
 
 
-def require_pictures(
-    splits: Mapping[str, Sequence[Expression]], skip_broken: int, *, tell: bool = True
+def require_images(
+    splits: Mapping[str, Sequence[Expression]], skip_broken: int, *, verbose: bool = True
 ) -> None:
     """The check before training: that the pictures of these expressions are there.
 
@@ -334,11 +334,11 @@ def require_pictures(
         if names:
             more = "; ..." if len(names) > EXAMPLES else ""
             what = f"({len(names)}, of {len(lost)} expressions)"
-            if tell:
+            if verbose:
                 note(f"{split}: pictures missing {what}: {'; '.join(names[:EXAMPLES])}{more}")
             if split != "train" or len(lost) > skip_broken:
                 fatal.append(f"{split} {what}")
     if fatal:
         raise UserError(
-            f"pictures are missing: {', '.join(fatal)}; see tfanet-data check (--skip-broken is for train)"
+            f"images are missing: {', '.join(fatal)}; see tfanet-data check (--skip-broken is for train)"
         )

@@ -66,7 +66,7 @@ def show(
     name = f"{data_name(dataset, pairs.split_by)} {split}"
     picks = np.random.default_rng(seed).permutation(len(pairs))[:count]
     chosen = [pairs[int(pick)] for pick in picks]
-    cells = [Cell(pairs.image(pair), pair.sentence, truth=pairs.mask(pair) > 0) for pair in chosen]
+    cells = [Cell(pairs.image(pair), pair.text, target=pairs.mask(pair) > 0) for pair in chosen]
     save_image(contact_sheet(cells, title=name), output)
     say(f"{output}: {len(chosen)} of {len(pairs)} sentences of {name}")
 

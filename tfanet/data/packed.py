@@ -119,7 +119,7 @@ def _mask_bytes(image_size: int) -> int:
     return -(-(image_size**2) // 8)
 
 
-class PackedPictures:
+class PackedImages:
     """Pictures and masks of a packed data set by their ids; picklable, for loader workers.
 
     Raises `UserError`, with the command that makes a new one, where `folder` holds none, or one of another
@@ -130,11 +130,11 @@ class PackedPictures:
         self.folder, self.image_size = folder, image_size
         root = files.instances_path.parent.parent
         wanted = shlex.join(data_options(files.dataset, files.split_by))
-        self._again = f"make one: tfanet-data pack {root} NEW_FOLDER {wanted} --image-size {image_size}"
+        self._again = f"make a new one: tfanet-data pack {root} NEW_FOLDER {wanted} --image-size {image_size}"
         index, self._image_rows, self._mask_rows = self._read_index()
         if index["image_size"] != image_size:
             side = index["image_size"]
-            raise UserError(f"{folder} holds pictures of {side} x {side}, not {image_size}; {self._again}")
+            raise UserError(f"{folder} holds images of {side} x {side}, not {image_size}; {self._again}")
         held = f"{index['dataset']} split by {index['split_by']}"
         asked = f"{files.dataset} split by {files.split_by}"
         if held != asked:

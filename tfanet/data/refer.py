@@ -75,7 +75,7 @@ class Expression:
     ann_id: int
     image_id: int
     sent_id: int
-    sentence: str
+    text: str
     image_path: Path
     height: int
     width: int
@@ -340,7 +340,7 @@ def _expressions(ref: dict[str, Any], files: ReferFiles) -> Iterator[Expression]
             ann_id=ref["ann_id"],
             image_id=ref["image_id"],
             sent_id=sentence["sent_id"],
-            sentence=sentence_text(sentence),
+            text=sentence_text(sentence),
             image_path=files.image_path(ref["image_id"]),
             height=image["height"],
             width=image["width"],

@@ -14,7 +14,7 @@ from tfanet.data.images import logits_to_size, open_image, resize_image, resize_
 from tfanet.data.tokens import token_rows
 
 if TYPE_CHECKING:
-    from tfanet.data.packed import PackedPictures
+    from tfanet.data.packed import PackedImages
     from tfanet.data.refer import Expression, ReferDataset
 
 __all__ = ["TrainingPairs", "logits_to_size", "open_image", "resize_image", "resize_mask", "tokenize"]
@@ -54,12 +54,12 @@ class TrainingPairs(Dataset):
         image_size: int,
         token_length: int,
         limit: int | None = None,
-        packed: PackedPictures | None = None,
+        packed: PackedImages | None = None,
     ) -> None:
         self.source, self.packed = source, packed
         self.image_size = image_size
         self.expressions = list(source)[:limit]
-        self.tokens = torch.from_numpy(tokenize([pair.sentence for pair in self.expressions], token_length))
+        self.tokens = torch.from_numpy(tokenize([pair.text for pair in self.expressions], token_length))
         self._image: tuple[int, np.ndarray] | None = None
         self._mask: tuple[int, np.ndarray] | None = None
 

@@ -143,7 +143,7 @@ def _pairs(model: TFANet, source: ReferDataset, count: int) -> list[Pair]:
     # Spread over the split: neighbours are sentences about one picture.
     places = sorted({i * len(source) // count for i in range(min(count, len(source)))})
     chosen = [source[i] for i in places]
-    tokens = tokenize([e.sentence for e in chosen], model.config.token_length)
+    tokens = tokenize([e.text for e in chosen], model.config.token_length)
     return [
         Pair(resize_image(source.image(e), model.config.image_size), row, source.mask(e))
         for e, row in zip(chosen, tokens, strict=True)
