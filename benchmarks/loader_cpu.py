@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean, median
@@ -160,7 +160,7 @@ def measure_all(root: Path, packed_folder: Path, size: int, repeats: int) -> lis
     return [Way(name, len(order), seconds[name]) for name, _, order in ways]
 
 
-def _lavt(source: Any, annotations: dict[int, dict[str, Any]], size: int) -> Callable[[int], Any]:
+def _lavt(source: Any, annotations: Mapping[int, Any], size: int) -> Callable[[int], Any]:
     """LAVT's steps for a sample: Pillow, pycocotools and torchvision, all of them for every sentence."""
     import torch
     from pycocotools import mask

@@ -39,6 +39,6 @@ def test_other_pixels_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         return mask
 
     monkeypatch.setattr(PackedImages, "mask", one_pixel_off)
-    monkeypatch.setattr(PackedImages, "_require_same", lambda packed, files: None)
+    monkeypatch.setattr(PackedImages, "_require_same_pixels", lambda packed, files: None)
     with pytest.raises(VerificationError, match="differs from one way"):
         loader_cpu.measure_all(tmp_path / "set", tmp_path / "packed", 64, 1)
