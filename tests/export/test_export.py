@@ -282,7 +282,7 @@ def test_command_line_of_another_size(random_model, tmp_path, shapes_root):
         (["onnx", "-c", "nowhere.safetensors"], "does not exist"),
         (["onnx", "-o", "model.txt"], "must end in .onnx"),
         (["onnx", "-o", "file/model.onnx"], "cannot write"),
-        (["onnx", "-c", "file"], "truncated or no .safetensors|is empty"),
+        (["onnx", "-c", "file"], "truncated or not a .safetensors|is empty"),
         (["trt", "--backend", "tensorrt"], r"pip install"),
         (["trt", "--target", "rtx9999"], "unknown target GPU"),
         (["trt", "--batch", "8,1"], "three numbers"),

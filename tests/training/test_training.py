@@ -257,6 +257,12 @@ def test_command_line(shapes_root, tmp_path):
         CliRunner().invoke(app, [*arguments, "--resume", "auto", "--half-weights"], catch_exceptions=False)
 
 
+def test_help_shows_the_defaults_of_recipes():
+    output = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "200"}).output
+    for default in ("[runs/RECIPE]", "[paper: 480]", "[paper: 17; 22 for refcocog]", "[0.5; tiny: 1]"):
+        assert default in output
+
+
 def test_deprecated_options_set_the_present_ones(monkeypatch):
     requests = []
     monkeypatch.setattr("tfanet.training.run.run_training", requests.append)

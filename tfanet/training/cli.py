@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 
 from tfanet.console import deprecated_options, new_app, run
 
@@ -16,7 +17,8 @@ _SPEED, _FAULTS = "Speed and memory", "Interruption and faults"
 
 
 def _option(help_text: str, panel: str, *names: str, **bounds: Any) -> Any:
-    return typer.Option(*names, help=help_text, rich_help_panel=panel, **bounds)
+    """`help_text` may have defaults in brackets, which rich would read as markup."""
+    return typer.Option(*names, help=escape(help_text), rich_help_panel=panel, **bounds)
 
 
 @app.command(cls=deprecated_options({"--rate": "--lr", "--sentences": "--expressions"}))
