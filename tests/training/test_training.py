@@ -27,7 +27,7 @@ from tfanet.training.cli import app
 from tfanet.training.loop import train
 from tfanet.training.losses import segmentation_loss
 from tfanet.training.options import RECIPES, TrainingOptions
-from tfanet.training.run import TrainingRequest, evaluation_command, run_training
+from tfanet.training.run import TrainingRequest, evaluation_command, resume_command, run_training
 from tfanet.training.schedule import epoch_batches, lr_factor, parameter_groups, rank_batches
 from tfanet.training.state import FORMAT, load_state
 
@@ -265,7 +265,9 @@ def test_help_shows_the_defaults_of_recipes():
 
 def test_deprecated_options_set_the_present_ones(monkeypatch):
     requests = []
-    monkeypatch.setattr("tfanet.training.run.run_training", requests.append)
+    monkeypatch.setattr(
+        "tfanet.training.run.run_training", lambda request, arguments: requests.append(request)
+    )
     result = CliRunner().invoke(app, ["--rate", "0.5", "--sentences", "one"], catch_exceptions=False)
     assert result.stderr.splitlines() == [
         "--rate is deprecated; use --lr",
@@ -350,6 +352,25 @@ def test_next_command_is_for_the_same_data():
     assert command == "tfanet-eval --engine 'runs/my run/model.safetensors' --dataset refcocog"
     command = evaluation_command(Path("run"), Path("d"), "refcoco", "google")
     assert command == "tfanet-eval --engine run/model.safetensors --data d --split-by google"
+
+
+@pytest.mark.parametrize(
+    ("world", "local_world", "expected"),
+    [
+        (1, None, "tfanet-train --data 'my data' --lr 1 --resume auto"),
+        (
+            2,
+            "2",
+            "torchrun --nproc-per-node 2 --no-python tfanet-train --data 'my data' --lr 1 --resume auto",
+        ),
+        (4, "2", "torchrun --nnodes 2 [the same rendezvous] --nproc-per-node 2 --no-python tfanet-train"),
+    ],
+)
+def test_resume_command(monkeypatch, world, local_world, expected):
+    if local_world:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", local_world)
+    arguments = ["--data", "my data", "--resume", "old.pt", "--lr", "1", "--resume=auto"]
+    assert resume_command(world, arguments).startswith(expected)
 
 
 def test_command_line_trains_with_the_given_split_and_resumes_with_no_other(gref_root, tmp_path):

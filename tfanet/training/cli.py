@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -150,7 +151,7 @@ def train(
 
     from tfanet.training.run import TrainingRequest, run_training
 
-    run_training(TrainingRequest.from_options(values))
+    run_training(TrainingRequest.from_options(values), sys.argv[1:])
 
 
 def main() -> None:

@@ -8,8 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shlex
-import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -88,10 +87,11 @@ class TrainingData:
         return hashlib.sha256(self.samples["train"].tokens.numpy().tobytes()).hexdigest()[:16]
 
 
-def run_training(request: TrainingRequest) -> bool:
+def run_training(request: TrainingRequest, arguments: Sequence[str] | None = None) -> bool:
     """Train and print the next command; returns False if Ctrl-C or SIGTERM stopped the run.
 
-    Raises `UserError` for invalid options and data, and whatever `loop.train` raises.
+    `arguments` are those of `tfanet-train`, to print the command that resumes the run. Raises `UserError` for
+    invalid options and data, and whatever `loop.train` raises.
     """
     name = request.recipe or _default_recipe(request)
     recipe = find_recipe(name)
@@ -126,7 +126,7 @@ def run_training(request: TrainingRequest) -> bool:
             say(f"wrote {out / 'model.safetensors'}")
             say(f"next: {evaluation_command(out, request.data, dataset, data.split_by)}")
         elif processes.first:
-            command = resume_command(processes.world, sys.argv[1:])
+            command = 'resume="auto"' if arguments is None else resume_command(processes.world, arguments)
             say(f"stopped; the state is saved. Resume with: {command}")
     return finished
 
@@ -220,7 +220,7 @@ def evaluation_command(out: Path, data: Path | None, dataset: str, split_by: str
     return shlex.join(command)
 
 
-def resume_command(world: int, arguments: list[str]) -> str:
+def resume_command(world: int, arguments: Sequence[str]) -> str:
     """The command that resumes this run: the same `arguments` with `--resume auto`."""
     kept, skip = [], False
     for argument in arguments:
