@@ -26,7 +26,7 @@ def test_long_sentences_of_a_data_set_are_cut():
     class Wordy(Boxes):
         def __getitem__(self, index):
             expression = super().__getitem__(index)
-            return type(expression)(**{**vars(expression), "sentence": "very " * 40 + "red box"})
+            return type(expression)(**{**vars(expression), "text": "very " * 40 + "red box"})
 
     assert len(prediction_cells(FakeEngine(oracle), Wordy(2), 2)) == 2
 
