@@ -208,11 +208,11 @@ def test_valid_data_set(shapes_root: Path) -> None:
     pairs = {split: ReferDataset(shapes_root, split=split) for split in report.splits}
     assert report.splits == {
         split: {
-            "references": len({pair.ref_id for pair in found}),
-            "expressions": len(found),
-            "pictures": len(found.image_ids),
+            "references": len({pair.ref_id for pair in samples}),
+            "expressions": len(samples),
+            "pictures": len(samples.image_ids),
         }
-        for split, found in pairs.items()
+        for split, samples in pairs.items()
     }
 
 

@@ -41,12 +41,12 @@ def parse(text: str, scene: Scene) -> list[SceneObject]:
     """The objects that `text` describes: an independent parser without margins."""
     if match := RELATION.match(text):
         (anchor,) = parse(match["anchor"], scene)
-        found = [obj for obj in parse_place(match["target"], scene) if obj is not anchor]
+        candidates = [obj for obj in parse_place(match["target"], scene) if obj is not anchor]
         word = match["side"] or match["other"]
         if word not in AXIS:
-            return [min(found, key=lambda obj: (obj.x - anchor.x) ** 2 + (obj.y - anchor.y) ** 2)]
+            return [min(candidates, key=lambda obj: (obj.x - anchor.x) ** 2 + (obj.y - anchor.y) ** 2)]
         right, down = AXIS[word]
-        steps = [(obj, obj.x - anchor.x, obj.y - anchor.y) for obj in found]
+        steps = [(obj, obj.x - anchor.x, obj.y - anchor.y) for obj in candidates]
         return [obj for obj, dx, dy in steps if dx * right + dy * down > max(abs(dx * down), abs(dy * right))]
     return parse_place(text, scene)
 

@@ -72,10 +72,10 @@ def test_items_are_copies_and_nothing_is_decoded(
     monkeypatch.setattr(ReferDataset, "image", None)
     monkeypatch.setattr(ReferDataset, "mask", None)
     first = pairs[0]
-    kept = {name: tensor.clone() for name, tensor in first.items()}
+    original = {name: tensor.clone() for name, tensor in first.items()}
     first["image"].zero_()
     first["mask"].zero_()
-    assert all(torch.equal(tensor, kept[name]) for name, tensor in pairs[0].items())
+    assert all(torch.equal(tensor, original[name]) for name, tensor in pairs[0].items())
 
 
 def test_pickle_does_not_contain_the_files(files: ReferFiles, folder: Path) -> None:

@@ -64,8 +64,8 @@ def test_instances_have_the_layout_of_coco(root: Path) -> None:
         assert (columns.min(), rows.min()) == pytest.approx((x, y), abs=2.5)
         assert (columns.max() + 1, rows.max() + 1) == pytest.approx((x + width, y + height), abs=2.5)
     for image in images.values():
-        with Image.open(root / "images/mscoco/images/train2014" / image["file_name"]) as picture:
-            assert picture.size == (image["width"], image["height"])
+        with Image.open(root / "images/mscoco/images/train2014" / image["file_name"]) as stored:
+            assert stored.size == (image["width"], image["height"])
 
 
 def test_test_splits_refer_to_other_shapes(root: Path) -> None:
@@ -80,11 +80,11 @@ def test_reader_equals_render_pair(root: Path) -> None:
     pairs = ReferDataset(root, split="val")
     firsts = {pair.image_id: pair for pair in reversed(list(pairs))}
     for index, image_id in enumerate(sorted(firsts)):
-        picture, sentence, mask = render_pair(7, index)
+        image, text, mask = render_pair(7, index)
         pair = firsts[image_id]
-        assert pair.text == sentence
+        assert pair.text == text
         assert pair.level == make_sample(7, "val", index).level
-        np.testing.assert_array_equal(pairs.image(pair), picture)
+        np.testing.assert_array_equal(pairs.image(pair), image)
         np.testing.assert_array_equal(pairs.mask(pair), mask)
 
 
@@ -96,8 +96,8 @@ def test_same_seed_gives_the_same_bytes_for_any_counts(root: Path, tmp_path: Pat
         both = [(base / "images/mscoco/images/train2014" / name).read_bytes() for base in (root, fewer)]
         assert both[0] == both[1]
     val = list(ReferDataset(root, split="val"))
-    again = list(ReferDataset(fewer, split="val"))
-    assert [pair.text for pair in again] == [pair.text for pair in val[: len(again)]]
+    subset = list(ReferDataset(fewer, split="val"))
+    assert [pair.text for pair in subset] == [pair.text for pair in val[: len(subset)]]
 
 
 def test_seeds_and_splits_differ() -> None:
@@ -117,8 +117,8 @@ def test_mask_covers_the_drawn_colour(seed: int) -> None:
         inked = gap_to_ray(drawn, np.broadcast_to(obj.rgb, drawn.shape).astype(float), 0.74, 1.1) < ground_gap
         (left, top), (right, bottom) = obj.polygon().min(axis=0) - 2, obj.polygon().max(axis=0) + 3
         window = slice(max(0, int(top)), int(bottom)), slice(max(0, int(left)), int(right))
-        mine, seen = mask[window] > 0, inked[window]
-        assert (mine & seen).sum() / (mine | seen).sum() > 0.9, obj.appearance
+        labelled, drawn_here = mask[window] > 0, inked[window]
+        assert (labelled & drawn_here).sum() / (labelled | drawn_here).sum() > 0.9, obj.appearance
 
 
 def gap_to_ray(pixels: np.ndarray, colour: np.ndarray, low: float, high: float) -> np.ndarray:

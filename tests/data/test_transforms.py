@@ -102,7 +102,7 @@ def test_strict_accepts_the_maximum_length() -> None:
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGBA", "LA", "CMYK", "I;16"])
 def test_open_image_gives_rgb(tmp_path: Path, mode: str) -> None:
-    path = tmp_path / f"picture.{'tiff' if mode == 'CMYK' else 'png'}"
+    path = tmp_path / f"image.{'tiff' if mode == 'CMYK' else 'png'}"
     Image.new(mode, (6, 4)).save(path)
     image = open_image(path)
     assert (image.mode, image.size) == ("RGB", (6, 4))

@@ -45,7 +45,7 @@ def fork(out, seconds=0):
 
 folder = Path(sys.argv[1])
 started = time.process_time()
-run(folder / "whole")  # in this process, so that forks have all imports
+run(folder / "uninterrupted")  # in this process, so that forks have all imports
 seconds = time.process_time() - started
 rng, killed, kills, places = random.Random(0), 0, 0, set()
 while kills < 20 or len(places) < 5:
@@ -67,13 +67,13 @@ def test_run_killed_twenty_times_ends_with_the_same_weights(tmp_path):
     command = [sys.executable, "-c", SCRIPT, tmp_path]
     done = subprocess.run(command, env=subprocess_environment(), capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-2000:]
-    whole = torch.load(tmp_path / "whole" / "training.pt", weights_only=True)["trained"]
-    rows = log_rows(tmp_path / "whole")
+    expected = torch.load(tmp_path / "uninterrupted" / "training.pt", weights_only=True)["trained"]
+    rows = log_rows(tmp_path / "uninterrupted")
     for folder in tmp_path.glob("killed-*"):
         trained = torch.load(folder / "training.pt", weights_only=True)["trained"]
         for kind in ("model", "ema"):
-            assert trained[kind].keys() == whole[kind].keys()
-            for name, tensor in whole[kind].items():
+            assert trained[kind].keys() == expected[kind].keys()
+            for name, tensor in expected[kind].items():
                 assert torch.equal(trained[kind][name], tensor), name
         speed = {"images_per_second": None}
         assert [row | speed for row in log_rows(folder)] == [row | speed for row in rows]

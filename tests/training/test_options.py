@@ -278,7 +278,7 @@ def test_unreadable_samples_are_reported_once_and_limited(tmp_path, capsys):
 def test_full_disk_is_one_line_and_the_last_state_stays(tmp_path):
     """With a file size limit of 100 kB: the log fits, the state of 10 MB does not."""
     assert train(small_model(), Squares(), Squares(2), tmp_path, OPTIONS)
-    kept = {name: (tmp_path / name).read_bytes() for name in ("training.pt", "model.safetensors")}
+    before = {name: (tmp_path / name).read_bytes() for name in ("training.pt", "model.safetensors")}
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
     try:
@@ -286,7 +286,7 @@ def test_full_disk_is_one_line_and_the_last_state_stays(tmp_path):
             train(small_model(), Squares(), Squares(2), tmp_path, OPTIONS)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert {name: (tmp_path / name).read_bytes() for name in kept} == kept
+    assert {name: (tmp_path / name).read_bytes() for name in before} == before
     assert not list(tmp_path.glob(".*"))
 
 

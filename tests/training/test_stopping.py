@@ -112,8 +112,7 @@ def test_run_resumed_in_another_folder_saves_its_best_weights_there(tmp_path):
     first, second = tmp_path / "first", tmp_path / "second"
     options = replace(OPTIONS, epochs=2)
     assert not train(smallest_model(), Signalling(8, at=9), Squares(2), first, options)
-    kept = state(first)
-    torch.save(kept | {"best": 2.0}, first / "training.pt")
+    torch.save(state(first) | {"best": 2.0}, first / "training.pt")
     resumed = {"resume": first / "training.pt"}
     assert train(smallest_model(), Squares(8), Squares(2), second, options, **resumed)
     assert (second / "best.safetensors").exists()
