@@ -46,13 +46,13 @@ weights: $(INSTALLED)
 	$(SCENES) data/simple --levels attributes,positions
 	$(STAGE)/simple --data data/simple
 	$(SCENES) data/all --train 15000
-	$(STAGE)/all --start runs/tiny/simple/model.safetensors --data data/all --epochs 2 --rate 2e-3 --decay-from 0
+	$(STAGE)/all --start runs/tiny/simple/model.safetensors --data data/all --epochs 2 --lr 2e-3 --decay-from 0
 	$(SCENES) data/shapes-alone --levels shapes --train 2500
-	$(STAGE)/shapes --start runs/tiny/all/model.safetensors --data data/shapes-alone --epochs 1 --rate 2e-3
+	$(STAGE)/shapes --start runs/tiny/all/model.safetensors --data data/shapes-alone --epochs 1 --lr 2e-3
 	$(SCENES) data/mixed --levels shapes,attributes,positions,relations,all --train 15000
-	$(STAGE)/mixed --start runs/tiny/shapes/model.safetensors --data data/mixed --epochs 1 --rate 1e-3 --decay-from 0
+	$(STAGE)/mixed --start runs/tiny/shapes/model.safetensors --data data/mixed --epochs 1 --lr 1e-3 --decay-from 0
 	$(SCENES) data/relations --train 20000 --levels $(RELATIONS)
-	$(STAGE)/relations --start runs/tiny/mixed/model.safetensors --data data/relations --epochs 1 --rate 1e-3 --decay-from 0
+	$(STAGE)/relations --start runs/tiny/mixed/model.safetensors --data data/relations --epochs 1 --lr 1e-3 --decay-from 0
 
 $(VENV)/.installed: pyproject.toml $(wildcard tfanet/ops/csrc/*)
 	$(PYTHON) -c "import sys; sys.exit('Python 3.11 or later is needed; try make PYTHON=python3.11' if sys.version_info < (3, 11) else 0)"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean, median
@@ -128,7 +128,7 @@ def measure_all(root: Path, packed_folder: Path, size: int, repeats: int) -> lis
     """Each way, after all gave the same pixels and masks; `VerificationError` where one did not."""
     import torch
 
-    from tfanet.data.packed import PackedPictures, pack
+    from tfanet.data.packed import PackedImages, pack
     from tfanet.data.refer import ReferDataset, ReferFiles
     from tfanet.data.transforms import TrainingPairs
 
@@ -137,7 +137,7 @@ def measure_all(root: Path, packed_folder: Path, size: int, repeats: int) -> lis
     source = ReferDataset.of(files, "train")
     pack(files, size, packed_folder)
     plain = TrainingPairs(source, size, 17)
-    packed = TrainingPairs(source, size, 17, packed=PackedPictures(packed_folder, files, size))
+    packed = TrainingPairs(source, size, 17, packed=PackedImages(packed_folder, files, size))
     lavt = _lavt(source, files.annotations, size)
     in_order = list(range(len(plain)))
     drawn = np.random.default_rng(0).permutation([places[0] for places in plain.references]).tolist()
@@ -160,7 +160,7 @@ def measure_all(root: Path, packed_folder: Path, size: int, repeats: int) -> lis
     return [Way(name, len(order), seconds[name]) for name, _, order in ways]
 
 
-def _lavt(source: Any, annotations: dict[int, dict[str, Any]], size: int) -> Callable[[int], Any]:
+def _lavt(source: Any, annotations: Mapping[int, Any], size: int) -> Callable[[int], Any]:
     """LAVT's steps for a sample: Pillow, pycocotools and torchvision, all of them for every sentence."""
     import torch
     from pycocotools import mask

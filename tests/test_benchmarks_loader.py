@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from tfanet.data.packed import PackedPictures
+from tfanet.data.packed import PackedImages
 from tfanet.errors import VerificationError
 
 loader_cpu = importlib.import_module("loader_cpu")
@@ -30,15 +30,15 @@ def test_the_report(tmp_path: Path) -> None:
 
 def test_other_pixels_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loader_cpu.make_set(tmp_path / "set", 4)
-    plain = PackedPictures.mask
+    plain = PackedImages.mask
 
-    def one_pixel_off(packed: PackedPictures, ann_id: int) -> np.ndarray:
+    def one_pixel_off(packed: PackedImages, ann_id: int) -> np.ndarray:
         mask = plain(packed, ann_id)
         assert mask is not None
         mask[3, 3] ^= 1
         return mask
 
-    monkeypatch.setattr(PackedPictures, "mask", one_pixel_off)
-    monkeypatch.setattr(PackedPictures, "_require_same", lambda packed, files: None)
+    monkeypatch.setattr(PackedImages, "mask", one_pixel_off)
+    monkeypatch.setattr(PackedImages, "_require_same_pixels", lambda packed, files: None)
     with pytest.raises(VerificationError, match="differs from one way"):
         loader_cpu.measure_all(tmp_path / "set", tmp_path / "packed", 64, 1)

@@ -1,4 +1,4 @@
-"""The bundled model finds what sentences of every level of language describe, and finds it by reading."""
+"""The bundled model segments the described object at every language level, and depends on the expression."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tfanet_eval import SegmentationMetrics
 
 PAIRS = 24
 FLOORS = {"shapes": 0.8, "attributes": 0.8, "positions": 0.75, "relations": 0.7, "all": 0.8}
-"""mIoU of the pairs below."""
+"""Minimum mIoU by language level."""
 
 
 @pytest.fixture(scope="module")
@@ -23,19 +23,19 @@ def model() -> tfanet.TFANet:
 
 
 @pytest.mark.parametrize("level", FLOORS)
-def test_it_reads(model: tfanet.TFANet, level: str) -> None:
-    pictures, sentences, masks = zip(*(render_pair(1, i, (level,)) for i in range(PAIRS)), strict=True)
+def test_miou_depends_on_the_expression(model: tfanet.TFANet, level: str) -> None:
+    images, expressions, masks = zip(*(render_pair(1, i, (level,)) for i in range(PAIRS)), strict=True)
     size = model.config.image_size
-    images = torch.from_numpy(np.stack([resize_image(picture, size) for picture in pictures]))
-    tokens = torch.from_numpy(tokenize(list(sentences), model.config.token_length))
+    inputs = torch.from_numpy(np.stack([resize_image(image, size) for image in images]))
+    tokens = torch.from_numpy(tokenize(list(expressions), model.config.token_length))
 
     def mean_iou(tokens: torch.Tensor) -> float:
         metrics = SegmentationMetrics()
         with torch.inference_mode():
-            for logits, mask in zip(model(images, tokens).numpy(), masks, strict=True):
+            for logits, mask in zip(model(inputs, tokens).numpy(), masks, strict=True):
                 metrics.update(logits, mask)
         return metrics.result()["mIoU"]
 
-    own, other = mean_iou(tokens), mean_iou(tokens.roll(1, 0))
-    assert own > FLOORS[level], own
-    assert own > other + 0.2, (own, other)
+    matching, shuffled = mean_iou(tokens), mean_iou(tokens.roll(1, 0))
+    assert matching > FLOORS[level], matching
+    assert matching > shuffled + 0.2, (matching, shuffled)

@@ -1,4 +1,4 @@
-"""Checkpoints: exact round trips, and one clear line for every kind of wrong file."""
+"""Checkpoints: exact round trips, and one line for every kind of invalid file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tfanet.config import FORMAT, VARIANTS, TFANetConfig, preset
 from tfanet.errors import UserError
 
 SWITCHES = ("alignment", "fusion", "decoder", "transformer_dim", "transformer_heads", "conv_decoder_dim")
-"""What a config of tfanet-1 lacks."""
+"""Fields that a config of tfanet-1 lacks."""
 
 
 def without(values, *names):
@@ -42,7 +42,7 @@ def test_round_trip(random_model, checkpoint):
     assert weights_sha256(loaded) == weights_sha256(random_model)
 
 
-def test_half_storage_is_half_the_size_and_loads_as_fp32(random_model, checkpoint, tmp_path):
+def test_fp16_checkpoint_has_half_the_size_and_loads_as_fp32(random_model, checkpoint, tmp_path):
     half = tmp_path / "half.safetensors"
     save_model(random_model, half, dtype=torch.float16)
     assert half.stat().st_size < 0.51 * checkpoint.stat().st_size
@@ -52,7 +52,7 @@ def test_half_storage_is_half_the_size_and_loads_as_fp32(random_model, checkpoin
     assert torch.equal(weight, random_model.state_dict()["plus.0.w_v.weight"].half().float())
 
 
-def test_another_weight_gives_another_identity(checkpoint):
+def test_sha256_depends_on_the_weights(checkpoint):
     model = tfanet.load_model(checkpoint)
     before = weights_sha256(model)
     with torch.no_grad():
@@ -109,13 +109,13 @@ def damaged(kind, checkpoint, tmp_path):
         ("missing", "does not exist"),
         ("empty", "is empty"),
         ("folder", "is a folder"),
-        ("truncated", "truncated or no .safetensors"),
-        ("pickle", "truncated or no .safetensors"),
-        ("text", "truncated or no .safetensors"),
-        ("foreign", "no TFANet checkpoint"),
+        ("truncated", "truncated or not a .safetensors"),
+        ("pickle", "truncated or not a .safetensors"),
+        ("text", "truncated or not a .safetensors"),
+        ("foreign", "not a TFANet checkpoint"),
         ("missing-tensor", r"missing \['decoder.alpha'\]"),
         ("extra-tensor", r"unknown \['more'\]"),
-        ("wrong-shape", r"decoder.alpha is torch.float32 \[5\], its config asks for torch.float32 \[3\]"),
+        ("wrong-shape", r"decoder.alpha is torch.float32 \[5\], its config needs torch.float32 \[3\]"),
         ("wrong-type", r"decoder.alpha is torch.int8 \[3\]"),
         ("huge", "decoder_dim must be from 1 to 8192"),
         ("negative", "ssm_ratio must be from"),
@@ -124,13 +124,13 @@ def damaged(kind, checkpoint, tmp_path):
         ("no-json", "is not JSON"),
     ],
 )
-def test_wrong_files_are_one_line(kind, message, checkpoint, tmp_path):
+def test_invalid_files_are_one_line(kind, message, checkpoint, tmp_path):
     with pytest.raises(UserError, match=message) as caught:
         tfanet.load_model(damaged(kind, checkpoint, tmp_path))
     assert "\n" not in str(caught.value)
 
 
-def test_a_checkpoint_of_tfanet_1_is_the_full_model(random_model, checkpoint, tmp_path):
+def test_checkpoint_of_tfanet_1_is_the_full_model(random_model, checkpoint, tmp_path):
     path = tmp_path / "old.safetensors"
     save_file(load_file(checkpoint), path, {"format": "tfanet-1", "config": json.dumps(TFANET_1)})
     loaded = tfanet.load_model(path)
@@ -139,7 +139,7 @@ def test_a_checkpoint_of_tfanet_1_is_the_full_model(random_model, checkpoint, tm
     assert weights_sha256(loaded) == weights_sha256(random_model)
 
 
-def test_a_saved_checkpoint_says_its_format(checkpoint):
+def test_checkpoint_contains_its_format(checkpoint):
     with safe_open(checkpoint, framework="pt") as file:
         metadata = file.metadata()
     assert metadata["format"] == json.loads(metadata["config"])["format"] == "tfanet-2"
@@ -158,14 +158,14 @@ def test_a_saved_checkpoint_says_its_format(checkpoint):
         pytest.param([1], "does not fit .*: list", id="no-fields"),
     ],
 )
-def test_configs_that_are_refused(values, message):
+def test_invalid_config_is_rejected(values, message):
     with pytest.raises(UserError, match=message) as caught:
         TFANetConfig.from_dict(values)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_variants_are_told_by_their_checkpoint(variant, tmp_path):
+def test_checkpoint_contains_the_variant(variant, tmp_path):
     fields = {"image_size": 32, "vmamba_depths": (1, 1, 1, 1), **VARIANTS[variant]}
     model = tfanet.build_model("tiny", **fields)
     save_model(model, tmp_path / "model.safetensors")

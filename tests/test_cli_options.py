@@ -1,8 +1,8 @@
-"""Command lines are an interface: every command and option of version 0.1 is there, with its default.
+"""Command lines are an interface: every command and option of version 0.1 exists, with its default.
 
-`cli_options.json` is the list as released; `python tests/test_cli_options.py` writes the present one. What is
-new may be added to it. What is renamed keeps its old name as a deprecated alias for a version (CHANGELOG.md),
-so nothing ever leaves the list without a new version.
+`cli_options.json` is the released list; `python tests/test_cli_options.py` writes the present one, to add new
+options. A renamed option keeps its former name for one version (`tfanet.console.deprecated_options`), so
+nothing leaves the list without a new version.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ MODULES = {
 
 def options() -> dict[str, dict[str, str]]:
     """By command line ("tfanet-export onnx") the options, all their names in one key, with their default."""
-    found = {}
+    result = {}
     for command, module in MODULES.items():
         group = typer.main.get_command(importlib.import_module(module).app)
         subcommands = getattr(group, "commands", {})
-        found[command] = parameters(group)
-        found |= {f"{command} {name}": parameters(sub) for name, sub in sorted(subcommands.items())}
-    return {command: values for command, values in found.items() if values}
+        result[command] = parameters(group)
+        result |= {f"{command} {name}": parameters(sub) for name, sub in sorted(subcommands.items())}
+    return {command: values for command, values in result.items() if values}
 
 
 def parameters(command: typer.core.TyperCommand) -> dict[str, str]:
@@ -44,7 +44,7 @@ def parameters(command: typer.core.TyperCommand) -> dict[str, str]:
     }
 
 
-def test_every_released_option_is_there_with_its_default():
+def test_every_released_option_exists_with_its_default():
     present, missing = options(), []
     for command, released in json.loads(SNAPSHOT.read_text("utf-8")).items():
         here = present.get(command, {})
@@ -54,7 +54,7 @@ def test_every_released_option_is_there_with_its_default():
     assert missing == []
 
 
-def test_the_list_names_every_present_option():
+def test_list_contains_every_option():
     released = json.loads(SNAPSHOT.read_text("utf-8"))
     known = {command: {n for names in o for n in names.split()} for command, o in released.items()}
     new = [
@@ -64,7 +64,7 @@ def test_the_list_names_every_present_option():
         for name in names.split()
         if name not in known.get(command, ())
     ]
-    assert new == [], "write them down: python tests/test_cli_options.py"
+    assert new == [], "add them: python tests/test_cli_options.py"
 
 
 if __name__ == "__main__":

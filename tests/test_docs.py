@@ -1,4 +1,4 @@
-"""The commands in README.md and docs/: what is written there exists, subcommands and options alike."""
+"""The commands in README.md and docs/ exist, with their subcommands and options."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ SCRIPTS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 
 
 def commands_in(page: str) -> list[list[str]]:
-    """The words of each of our commands in code, from the command's name on; `...` and prose end one."""
+    """The words of each of our commands in code, from the command's name on."""
     fenced = re.findall(r"^```.*?^```", page, re.MULTILINE | re.DOTALL)
     indented = re.findall(r"^    .+", page, re.MULTILINE)
     inline = re.findall(r"`([^`]+)`", re.sub(r"^```.*?^```", "", page, flags=re.MULTILINE | re.DOTALL))
-    found = []
+    commands = []
     for code in (*fenced, *indented, *inline):
         for line in code.replace("\\\n", " ").replace("\n>", "\n").splitlines():
             for start in re.finditer(r"(?<![\w./-])tfanet-[a-z]+(?=\s|$)", line):
-                found.append(_words(line[start.start() :]))
-    return [words for words in found if words[0] in SCRIPTS]
+                commands.append(_words(line[start.start() :]))
+    return [words for words in commands if words[0] in SCRIPTS]
 
 
 def _words(text: str) -> list[str]:
-    """Up to the end of the command: a comment, a pipe or another command."""
+    """The words up to the end of the command: a comment, a pipe or another command."""
     text = re.split(r"\s#|\s*[|;&]\s*", text)[0]
     try:
         return shlex.split(text)
-    except ValueError:  # a quotation that goes on in the next line
+    except ValueError:  # a quote that continues on the next line
         return text.split()
 
 
@@ -47,29 +47,29 @@ def command(name: str) -> Any:
 
 
 def unknown(words: list[str]) -> list[str]:
-    """The options of a command that it does not have."""
+    """The options in `words` that the command does not have."""
     here = command(words[0])
     rest = words[1:]
     if rest and rest[0] in getattr(here, "commands", {}):
         here, rest = here.commands[rest[0]], rest[1:]
     known = {option for parameter in here.params for option in (*parameter.opts, *parameter.secondary_opts)}
-    asked = {word.partition("=")[0] for word in rest if re.match(r"--?[a-z]", word)}
-    return sorted(asked - known - {"--help"})
+    used = {word.partition("=")[0] for word in rest if re.match(r"--?[a-z]", word)}
+    return sorted(used - known - {"--help"})
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_commands_have_the_options_that_are_written(page):
+def test_documented_options_exist(page):
     for words in commands_in(page.read_text(encoding="utf-8")):
         assert unknown(words) == [], shlex.join(words)
 
 
-def test_the_pages_are_read():
-    found = [words for page in PAGES for words in commands_in(page.read_text(encoding="utf-8"))]
-    assert len(found) > 60
-    assert {words[0] for words in found} >= {"tfanet-train", "tfanet-export", "tfanet-eval", "tfanet-data"}
+def test_commands_are_found_in_the_pages():
+    commands = [words for page in PAGES for words in commands_in(page.read_text(encoding="utf-8"))]
+    assert len(commands) > 60
+    assert {words[0] for words in commands} >= {"tfanet-train", "tfanet-export", "tfanet-eval", "tfanet-data"}
 
 
-def test_a_wrong_option_is_found():
+def test_unknown_option_is_found():
     page = (
         "```console\n$ torchrun --nnodes 2 --no-python tfanet-train --epochs 1 \\\n>   --epoch 2 # --x\n```\n"
     )

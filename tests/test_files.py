@@ -1,4 +1,4 @@
-"""Folders that appear whole or not at all."""
+"""Atomic folders: complete or absent."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tfanet.files import atomic_folder
 
 
 @pytest.mark.parametrize("exists", [False, True], ids=["new", "empty"])
-def test_a_folder_gets_its_name_when_it_is_complete(tmp_path, exists):
+def test_folder_is_renamed_when_complete(tmp_path, exists):
     final = tmp_path / "a" / "folder"
     if exists:
         final.mkdir(parents=True)
@@ -23,7 +23,7 @@ def test_a_folder_gets_its_name_when_it_is_complete(tmp_path, exists):
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
-def test_nothing_is_left_of_a_folder_that_was_not_completed(tmp_path, error):
+def test_incomplete_folder_is_removed(tmp_path, error):
     def write():
         with atomic_folder(tmp_path / "folder") as temporary:
             (temporary / "file").write_text("half")
@@ -34,7 +34,7 @@ def test_nothing_is_left_of_a_folder_that_was_not_completed(tmp_path, error):
     assert not any(tmp_path.iterdir())
 
 
-def test_what_is_there_already_is_kept(tmp_path):
+def test_existing_content_is_kept(tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "kept").write_text("kept")
     for name, message in (
@@ -47,13 +47,13 @@ def test_what_is_there_already_is_kept(tmp_path):
     assert (tmp_path / "full" / "kept").read_text() == "kept"
 
 
-def test_a_name_that_is_taken_meanwhile_is_left_alone(tmp_path):
+def test_folder_created_meanwhile_is_kept(tmp_path):
     def write():
         with atomic_folder(tmp_path / "folder"):
             (tmp_path / "folder").mkdir()
-            (tmp_path / "folder" / "other").write_text("another's")
+            (tmp_path / "folder" / "other").write_text("other")
 
     with pytest.raises(UserError, match="cannot write"):
         write()
-    assert (tmp_path / "folder" / "other").read_text() == "another's"
+    assert (tmp_path / "folder" / "other").read_text() == "other"
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]

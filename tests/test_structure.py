@@ -135,7 +135,8 @@ def test_whoever_reads_a_data_set_is_told_how_it_is_split():
             names = [option.name for option in command.params]
             if "dataset" in names:
                 after = command.params[names.index("dataset") + 1]
-                found[module, command.name] = after.name, getattr(after, "help", "")
+                text = getattr(after, "help", "").replace("\\[", "[")  # escaped for rich
+                found[module, command.name] = after.name, text
     assert found.pop(("tfanet.data.cli", "make"))[0] != "split_by"  # it writes one
     assert len(found) == 7
     assert set(found.values()) == {("split_by", "Refs file: unc, umd or google [unc; umd for refcocog].")}

@@ -1,4 +1,4 @@
-"""Subprocesses: results in order, messages, a time limit, and one line for a subprocess that fails."""
+"""Subprocesses: results in order, messages, a time limit, and one line for a failed subprocess."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tfanet.subprocesses import run_in_subprocess, run_in_subprocesses
 
 def square(job, send):
     send(("started", job))
-    os.write(1, b"what a library prints is no message")
+    os.write(1, b"output of a library is not a message")
     return job * job
 
 
@@ -39,12 +39,12 @@ def test_results_come_in_order_with_every_message(capfd):
 
 
 @pytest.mark.parametrize("error", [UserError("no such file"), VerificationError("0.1 is above 0.01")])
-def test_errors_of_the_project_are_raised_here(error):
+def test_user_and_verification_errors_are_raised_in_the_parent(error):
     with pytest.raises(type(error), match=str(error)):
         run_in_subprocess(fail, error)
 
 
-def test_any_other_failure_is_one_line_with_the_end_of_the_error_output():
+def test_other_failures_are_one_line_with_the_end_of_stderr():
     with pytest.raises(VerificationError, match=r"^the job ended with exit code 3 .* result: out of luck$"):
         run_in_subprocess(crash, 3, name="the job")
     with pytest.raises(VerificationError, match="ValueError: bad"):

@@ -1,4 +1,4 @@
-"""Data from outside: strict types, and one line that names the invalid field."""
+"""Validation of external data: strict types, and one line that names the invalid field."""
 
 from __future__ import annotations
 

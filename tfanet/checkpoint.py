@@ -1,4 +1,4 @@
-"""Model checkpoints: one .safetensors file, the config as JSON in its metadata, loaded strictly."""
+"""Model checkpoints: one .safetensors file with the config as JSON in its metadata, loaded strictly."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def save_model(
 ) -> None:
     """Write the weights and config of `model` to `path`, atomically.
 
-    `dtype` is the stored floating type: float16 halves the file; `load_model` gives FP32 again. `notes` are
-    further strings for the file's metadata.
+    `dtype` is the stored floating-point dtype: float16 halves the file; `load_model` returns FP32 again.
+    `notes` are extra strings for the file's metadata.
     """
     tensors = {
         name: (tensor.to(dtype) if tensor.is_floating_point() else tensor).contiguous().cpu()
@@ -43,17 +43,17 @@ def save_model(
 def load_model(path: str | Path, *, image_size: int | None = None) -> TFANet:
     """The model of a checkpoint, FP32, on the CPU, in evaluation mode.
 
-    `image_size` replaces the size in its config: no weight depends on it, though a model sees best at the
-    size it was trained at.
+    `image_size` replaces the size in its config: no weight depends on it, but accuracy is best at the size of
+    training.
 
-    Raises `UserError` when the file is missing, truncated, no TFANet checkpoint, or does not hold exactly
-    the tensors that its config asks for.
+    Raises `UserError` if the file is missing, truncated or not a TFANet checkpoint, or does not contain
+    exactly the tensors of its config.
     """
     path = require_file(path, "checkpoint")
     config, tensors = _read(path)
     if image_size is not None:
         config = dataclasses.replace(config, image_size=image_size)
-    with torch.device("meta"):  # sizes first: a wrong config must not ask for memory
+    with torch.device("meta"):  # shapes first: an invalid config must not allocate memory
         expected = TFANet(config).state_dict()
     missing, unknown = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
     if missing or unknown:
@@ -63,7 +63,7 @@ def load_model(path: str | Path, *, image_size: int | None = None) -> TFANet:
     for name, tensor in tensors.items():
         if (tensor.shape, tensor.dtype) != (expected[name].shape, expected[name].dtype):
             raise UserError(
-                f"checkpoint {path}: {name} is {tensor.dtype} {[*tensor.shape]}, its config asks for "
+                f"checkpoint {path}: {name} is {tensor.dtype} {[*tensor.shape]}, its config needs "
                 f"{expected[name].dtype} {[*expected[name].shape]}"
             )
     model = TFANet(config)
@@ -72,18 +72,18 @@ def load_model(path: str | Path, *, image_size: int | None = None) -> TFANet:
 
 
 def load_config(path: str | Path) -> TFANetConfig:
-    """The config of a checkpoint, without its weights; `UserError` as `load_model`."""
+    """The config of a checkpoint, without its weights. Raises as `load_model`."""
     path = require_file(path, "checkpoint")
     return _config(path, _metadata(path))
 
 
 def weights_sha256(model: TFANet) -> str:
-    """Hex SHA-256 of all weights as FP32, by sorted name: the identity of a model across file formats."""
+    """Hex SHA-256 of all weights as FP32, by sorted name: identifies a model across file formats."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())
-        wide = tensor.float() if tensor.is_floating_point() else tensor
-        digest.update(wide.cpu().contiguous().numpy().tobytes())
+        values = tensor.float() if tensor.is_floating_point() else tensor
+        digest.update(values.cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -92,14 +92,16 @@ def _metadata(path: Path) -> dict[str, str]:
         with safe_open(path, framework="pt") as file:
             return file.metadata() or {}
     except SafetensorError as error:
-        raise UserError(f"checkpoint {path} is truncated or no .safetensors file ({error})") from error
+        raise UserError(f"checkpoint {path} is truncated or not a .safetensors file ({error})") from error
     except OSError as error:
         raise UserError(f"cannot read checkpoint {path}: {error.strerror or error}") from error
 
 
 def _config(path: Path, metadata: dict[str, str]) -> TFANetConfig:
     if not metadata.get("format", "").startswith("tfanet-") or "config" not in metadata:
-        raise UserError(f"{path} is a .safetensors file, but no TFANet checkpoint (no tfanet config in it)")
+        raise UserError(
+            f"{path} is a .safetensors file, but not a TFANet checkpoint (no tfanet config in it)"
+        )
     return TFANetConfig.from_json(metadata["config"])
 
 

@@ -14,12 +14,12 @@ FusionKind = Literal["conv", "cfsm"]
 Decoder = Literal["conv", "wfdm"]
 
 FORMAT = "tfanet-2"
-"""The form in which `TFANetConfig.to_dict` writes a config."""
+"""The format of the configs that `TFANetConfig.to_dict` writes."""
 _FORMAT_1 = "tfanet-1"
 _SINCE_FORMAT_2 = frozenset(
     {"alignment", "fusion", "decoder", "transformer_dim", "transformer_heads", "conv_decoder_dim"}
 )
-"""Fields that tfanet-1 lacks. It knew the full model only, which is what their defaults say."""
+"""Fields that tfanet-1 lacks. Its only model was the full one, which their defaults describe."""
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "alignment": get_args(Alignment),
@@ -43,7 +43,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "decoder_dim": (1, 8192),
     "conv_decoder_dim": (1, 8192),
 }
-"""What a field may be; wide, and there to refuse a damaged or mistyped config before memory is asked for."""
+"""Allowed values of a field; wide, to reject a damaged or mistyped config before allocating memory."""
 
 
 @dataclass(frozen=True)
@@ -54,22 +54,22 @@ class TFANetConfig:
     """
 
     image_size: int = 480
-    """S: the model sees S x S images; a multiple of 32."""
+    """S: the model's input is S x S pixels; a multiple of 32."""
     token_length: int = 17
-    """L: tokens a sentence, SOT and EOT included (17 for RefCOCO and RefCOCO+, 22 for G-Ref)."""
+    """L: tokens per expression, including SOT and EOT (17 for RefCOCO and RefCOCO+, 22 for G-Ref)."""
 
     vmamba_dims: tuple[int, int, int, int] = (128, 256, 512, 1024)
     vmamba_depths: tuple[int, int, int, int] = (2, 2, 15, 2)
     ssm_ratio: float = 2.0
     """d_inner = ssm_ratio * C_i in every SS2D."""
     ssm_state: int = 1
-    """N: states a channel."""
+    """N: states per channel."""
     mlp_ratio: float = 4.0
     drop_path: float = 0.6
-    """Stochastic depth of the last VSS block; grows linearly from 0 at the first."""
+    """Stochastic depth of the last VSS block; it rises linearly from 0 at the first."""
 
     text_tower: str = "ViT-L-14"
-    """An open_clip model name, or `tiny` for the project's own small tower."""
+    """An open_clip model name, or `tiny` for this project's small text tower."""
 
     alignment: Alignment = "mlam"
     """The Knowledge Plus Stage; anything but `mlam` is a variant of Table 3 (`VARIANTS`)."""
@@ -77,7 +77,7 @@ class TFANetConfig:
     """d: width of MLAM's queries, keys and values over all heads."""
     mlam_heads: int = 9
     transformer_dim: int = 352
-    """Width of the joint self-attention that takes MLAM's place with alignment `transformer`."""
+    """Width of the joint self-attention that replaces MLAM with alignment `transformer`."""
     transformer_heads: int = 8
 
     fusion: FusionKind = "cfsm"
@@ -87,16 +87,17 @@ class TFANetConfig:
     """CSSM scans the channel axis of the fusion block resized to cssm_size x cssm_size pixels."""
 
     decoder: Decoder = "wfdm"
-    """The Knowledge Intensification Stage; `conv` is the baseline's decoder, which sees no words."""
+    """The Knowledge Intensification Stage; `conv` is the baseline's decoder, which does not use the text."""
     decoder_dim: int = 512
     """D: width of every level of the WFDM decoder."""
     conv_decoder_dim: int = 384
     """The same for decoder `conv`."""
 
     def __post_init__(self) -> None:
-        wrong = [f.name for f in dataclasses.fields(self) if not _same_kind(getattr(self, f.name), f.default)]
-        if wrong:
-            raise UserError(f"config fields of a wrong type: {', '.join(wrong)}")
+        fields = dataclasses.fields(self)
+        invalid = [f.name for f in fields if not _has_type_of(getattr(self, f.name), f.default)]
+        if invalid:
+            raise UserError(f"config fields of a wrong type: {', '.join(invalid)}")
         require_image_size(self.image_size)
         for name, (low, high) in _RANGES.items():
             values = getattr(self, name)
@@ -104,9 +105,9 @@ class TFANetConfig:
                 low <= value <= high for value in (values if isinstance(values, tuple) else (values,))
             ):
                 raise UserError(f"{name} must be from {low} to {high}, not {values}")
-        for name, known in _CHOICES.items():
-            if getattr(self, name) not in known:
-                raise UserError(f"{name} must be one of {', '.join(known)}, not {getattr(self, name)!r}")
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise UserError(f"{name} must be one of {', '.join(choices)}, not {getattr(self, name)!r}")
         for name in ("mlam", "transformer"):
             dim, heads = getattr(self, f"{name}_dim"), getattr(self, f"{name}_heads")
             if dim % heads:
@@ -114,11 +115,11 @@ class TFANetConfig:
 
     @property
     def word_dims(self) -> tuple[int, ...]:
-        """Channels of the word features that stage i hands to the decoder: MLAM's d, without MLAM C_i."""
+        """Channels of the word features from stage i to the decoder: d with MLAM, C_i without."""
         return (self.mlam_dim,) * 4 if self.alignment == "mlam" else self.vmamba_dims
 
     def to_dict(self) -> dict[str, Any]:
-        """The config as it travels in files: `format` and every field."""
+        """The config as stored in files: `format` and every field."""
         return {"format": FORMAT, **dataclasses.asdict(self)}
 
     def to_json(self) -> str:
@@ -127,7 +128,7 @@ class TFANetConfig:
 
     @classmethod
     def from_json(cls, text: str) -> TFANetConfig:
-        """The inverse of `to_json`; `UserError` on anything but a complete, known set of fields."""
+        """The inverse of `to_json`. Raises `UserError` if the text is not JSON, and as `from_dict`."""
         try:
             values = json.loads(text)
         except json.JSONDecodeError as error:
@@ -136,9 +137,9 @@ class TFANetConfig:
 
     @classmethod
     def from_dict(cls, values: Any) -> TFANetConfig:
-        """A config from `to_dict`'s dictionary, of this format or of tfanet-1, which bore no `format`.
+        """The inverse of `to_dict`; also reads tfanet-1, which has no `format`.
 
-        Raises `UserError` when the format is another, or when fields are missing or unknown.
+        Raises `UserError` for another format, and for missing, unknown or invalid fields.
         """
         if not isinstance(values, dict):
             raise UserError(
@@ -146,24 +147,26 @@ class TFANetConfig:
             )
         given: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in values.items()}
         fields = {field.name for field in dataclasses.fields(cls)}
-        written = given.pop("format", _FORMAT_1)
-        if written == _FORMAT_1:
+        written_format = given.pop("format", _FORMAT_1)
+        if written_format == _FORMAT_1:
             fields -= _SINCE_FORMAT_2
-        elif written != FORMAT:
-            raise UserError(f"the model's config has format {written!r}; this tfanet reads up to {FORMAT}")
-        if odd := sorted(given.keys() ^ fields):
-            raise UserError(f"the model's config does not fit this version of tfanet: {odd}")
+        elif written_format != FORMAT:
+            raise UserError(
+                f"the model's config has format {written_format!r}; this tfanet reads up to {FORMAT}"
+            )
+        if mismatched := sorted(given.keys() ^ fields):
+            raise UserError(f"the model's config does not fit this version of tfanet: {mismatched}")
         return cls(**given)
 
 
 def require_image_size(size: int) -> None:
-    """`UserError` where no model has images of `size` x `size` pixels."""
+    """Raises `UserError` unless `size` is a valid `TFANetConfig.image_size`."""
     if not 32 <= size <= 4096 or size % 32:
         raise UserError(f"image_size must be a multiple of 32 from 32 to 4096, not {size}")
 
 
-def _same_kind(value: Any, default: Any) -> bool:
-    """Whether `value` may stand where `default` does: same type, an int for a float, as many ints."""
+def _has_type_of(value: Any, default: Any) -> bool:
+    """Whether `value` has the type of `default`; an int counts as float, tuples need as many ints."""
     if isinstance(default, tuple):
         return isinstance(value, tuple) and len(value) == len(default) and all(type(v) is int for v in value)
     return type(value) is type(default) or (isinstance(default, float) and type(value) is int)
@@ -203,7 +206,7 @@ VARIANTS: dict[str, dict[str, str]] = {
 def preset(name: str, *, variant: str | None = None, **overrides: Any) -> TFANetConfig:
     """The preset `name` as row `variant` of Table 3 (None: the full model), with some fields replaced.
 
-    `UserError` when a name or a field is unknown.
+    Raises `UserError` for an unknown name or field.
     """
     if name not in PRESETS:
         raise UserError(f"unknown preset {name!r}; known: {', '.join(PRESETS)}")

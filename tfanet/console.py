@@ -1,4 +1,4 @@
-"""What every command line of the project shares: error lines, exit codes and progress bars."""
+"""Shared by all command lines: error messages, exit codes, output lines, progress bars."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 
 def new_app(help_text: str, panels: bool = False) -> typer.Typer:
-    """A Typer application with the project's common settings; `panels` groups the options in its help."""
+    """A Typer application with the common settings; `panels` groups the options in its help."""
     import typer
 
     mode = "rich" if panels else None
@@ -67,9 +67,9 @@ def _former_option(option: Any, old: str, new: str) -> Any:
 
 
 def run(app: Callable[[], None]) -> None:
-    """Run a command line and turn the project's errors into one red line and an exit code.
+    """Run a command line; `UserError` and `VerificationError` become one red line and an exit code.
 
-    2 for `UserError`, 1 for `VerificationError`; Typer itself gives 130 for Ctrl-C. Anything else is a bug
+    2 for `UserError`, 1 for `VerificationError`; Typer returns 130 for Ctrl-C. Any other exception is a bug
     and keeps its traceback.
     """
     quiet_libraries()
@@ -90,7 +90,7 @@ def _fail(message: str, code: int) -> None:
 
 
 def quiet_libraries() -> None:
-    """Keep third-party chatter off the terminal; set TFANET_DEBUG=1 to see it."""
+    """Hide third-party warnings; set TFANET_DEBUG=1 to see them."""
     if os.environ.get("TFANET_DEBUG"):
         return
     warnings.filterwarnings("ignore", category=FutureWarning)
@@ -99,21 +99,21 @@ def quiet_libraries() -> None:
 
 
 def say(message: str = "") -> None:
-    """Print one line of a command's output, without rich's markup or wrapping."""
+    """Print one line to stdout, without rich's markup or wrapping."""
     from rich.console import Console
 
     Console(soft_wrap=True, highlight=False).print(message, markup=False)
 
 
 def note(message: str) -> None:
-    """Print one line for people on stderr, beside a progress bar, without rich's markup or wrapping."""
+    """Print one line to stderr, also during a progress bar, without rich's markup or wrapping."""
     from rich.console import Console
 
     Console(stderr=True, soft_wrap=True, highlight=False).print(message, markup=False)
 
 
-def bar(*more: ProgressColumn) -> Progress:
-    """A progress bar on stderr with description, count, elapsed and remaining time, and `more` columns."""
+def bar(*extra: ProgressColumn) -> Progress:
+    """A progress bar on stderr with description, count, elapsed and remaining time, and `extra` columns."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -125,19 +125,19 @@ def bar(*more: ProgressColumn) -> Progress:
     )
 
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    return Progress(TextColumn("{task.description}"), *columns, *more, console=Console(stderr=True))
+    return Progress(TextColumn("{task.description}"), *columns, *extra, console=Console(stderr=True))
 
 
 def track(items: Iterable[T], description: str, total: int | None = None) -> Iterable[T]:
-    """Iterate with a progress bar (`bar`)."""
+    """Iterate over `items` with a progress bar (`bar`)."""
     with bar() as progress:
         yield from progress.track(items, total=total, description=description)
 
 
 def peak_memory() -> int:
-    """Bytes of memory that this process has held at most; 0 where the system does not say (Windows)."""
+    """Peak memory of this process in bytes; 0 if the system does not report it (Windows)."""
     try:
-        # On Linux, for getrusage starts at the peak of the process that started this one.
+        # Preferred on Linux, where getrusage starts at the peak of the parent process.
         status = Path("/proc/self/status").read_text(encoding="utf-8")
     except OSError:
         status = ""

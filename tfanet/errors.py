@@ -1,9 +1,9 @@
-"""The two ways a command may end badly."""
+"""The errors that commands report as one line."""
 
 
 class UserError(Exception):
-    """A mistake the user can mend: one line that says what is wrong and what to do. Exit code 2."""
+    """A mistake of the user: the message says what is wrong and what to do. Exit code 2."""
 
 
 class VerificationError(Exception):
-    """What was made is not what was asked for; the message names the figure. Exit code 1."""
+    """A result failed its verification; the message contains the measured value. Exit code 1."""

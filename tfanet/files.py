@@ -1,4 +1,4 @@
-"""Writing files so that nothing half-written stays under a final name, and hashing them."""
+"""Atomic writes, checks of paths, and hashes of files."""
 
 from __future__ import annotations
 
@@ -17,12 +17,10 @@ from tfanet.errors import UserError
 
 @contextmanager
 def atomic_path(final: str | Path, mode: int = 0o644) -> Iterator[Path]:
-    """Yield a temporary path beside `final`; on success flush it to disk and rename it to `final`.
+    """Yield a temporary path in the folder of `final`; on success flush it to disk and rename it to `final`.
 
-    `mode` are the permissions of the file.
-
-    On any error, Ctrl-C included, the temporary file is removed and `final` is left as it was.
-    Raises `UserError` where the folder cannot be made or written.
+    `mode` are the file permissions. On any error, including Ctrl-C, the temporary file is removed and `final`
+    stays as it was. Raises `UserError` if the folder cannot be created or written.
     """
     final = Path(final)
     require_writable(final)
@@ -43,10 +41,10 @@ def atomic_path(final: str | Path, mode: int = 0o644) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(final: str | Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `final`; on success flush its files and rename it to `final`.
+    """Yield a temporary folder next to `final`; on success flush its files and rename it to `final`.
 
-    On any error, Ctrl-C included, it is removed with all that is in it and `final` is left as it was.
-    Raises `UserError` where `final` is a file or a folder that is not empty, or cannot be made.
+    On any error, including Ctrl-C, it is removed with its content and `final` stays as it was. Raises
+    `UserError` if `final` is a file or a folder that is not empty, or cannot be created.
     """
     final = Path(final)
     try:
@@ -66,7 +64,7 @@ def atomic_folder(final: str | Path) -> Iterator[Path]:
                     os.fsync(file.fileno())
         temporary.chmod(0o755)
         if final.is_dir():
-            final.rmdir()  # Windows does not rename onto a folder, not even onto an empty one
+            final.rmdir()  # Windows cannot rename to an existing folder, even an empty one
         temporary.replace(final)
     except OSError as error:
         raise UserError(f"cannot write {final}: {error.strerror or error}") from error
@@ -75,7 +73,7 @@ def atomic_folder(final: str | Path) -> Iterator[Path]:
 
 
 def require_writable(final: str | Path) -> None:
-    """Raise `UserError` now rather than after the work, if `final` could not be written."""
+    """Raise `UserError`, before the work starts, if `final` cannot be written."""
     final = Path(final)
     try:
         if final.is_dir():
@@ -99,7 +97,7 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def require_file(path: str | Path, what: str) -> Path:
-    """`path` as a `Path`; `UserError` when it is not a readable, non-empty file."""
+    """`path` as a `Path`. Raises `UserError` if it is not a readable, non-empty file; `what` names it."""
     path = Path(path)
     try:
         if path.is_dir():

@@ -1,6 +1,6 @@
-"""Intersection, union and IoU of masks: the one copy, for training, export and evaluation.
+"""Intersection, union and IoU of masks, for training, export and evaluation.
 
-`tfanet_eval.metrics` builds mIoU, oIoU and P@X in the conventions of published evaluation scripts on top.
+`tfanet_eval.metrics` has mIoU, oIoU and P@X in the conventions of published evaluation scripts.
 """
 
 from __future__ import annotations

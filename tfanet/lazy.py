@@ -1,4 +1,4 @@
-"""Packages whose names are imported on first use, so that `--help` does not wait for PyTorch (PEP 562)."""
+"""Lazy imports of a package's names (PEP 562), so that `--help` does not import PyTorch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def lazy_attributes(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
-    """A module's `__getattr__`: each name of `homes` comes from the module that it maps to."""
+    """A `__getattr__` for `package`: `homes` maps each name to the module to import it from."""
 
     def get(name: str) -> Any:
         if name not in homes:

@@ -1,9 +1,9 @@
-"""Functions run in subprocesses: their results, progress messages, or the first failure as one line.
+"""Run functions in subprocesses: results, progress messages, or the first failure as one line.
 
-Each job runs in a fresh interpreter, `python -m tfanet.subprocesses`, which reads the job from its standard
-input and writes messages to its standard output, both as pickles. A new interpreter instead of
-`multiprocessing`, because that imports the caller's main module again and so needs a guard in every script
-that uses it. A subprocess ends when its standard input closes: it never outlives its parent.
+Each job runs in a new interpreter, `python -m tfanet.subprocesses`, which reads the job from its standard
+input and writes messages to its standard output, both as pickles. Not `multiprocessing`, which imports the
+caller's main module again and so needs a guard in every script that uses it. A subprocess exits when its
+standard input closes, so it never outlives its parent.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ J = TypeVar("J")
 OnMessage = Callable[[Any], None]
 
 LONGEST_TAIL = 300
-"""Characters of a dead subprocess's error output that are shown."""
+"""Characters shown of a failed subprocess's standard error."""
 
 
 def run_in_subprocess(
@@ -103,7 +103,7 @@ class _Subprocess:
                 [sys.executable, "-m", "tfanet.subprocesses"],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors,
                 env=os.environ | {"PYTHONPATH": path},
-                start_new_session=True,  # Ctrl-C goes to the parent alone, which ends its subprocesses
+                start_new_session=True,  # Ctrl-C reaches the parent only, which kills its subprocesses
             )  # fmt: skip
         except OSError as error:
             self._errors.close()
@@ -162,7 +162,7 @@ class _Subprocess:
         self._process.kill()
 
     def close(self) -> None:
-        """Wait for the end; to be called after a result or `kill`."""
+        """Wait for the process to exit; call after a result or `kill`."""
         for pipe in (self._process.stdin, self._process.stdout):
             assert pipe is not None
             try:
@@ -187,7 +187,7 @@ def _serve() -> None:
 
     from tfanet.console import quiet_libraries
 
-    # Libraries print to standard output as they like; messages go to a copy of it.
+    # Libraries may print to standard output; messages go to a copy of it.
     messages: IO[bytes] = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     quiet_libraries()
@@ -207,8 +207,8 @@ def _serve() -> None:
 
 
 def _end_with_parent() -> None:
-    """Exit as soon as standard input closes: the parent has ended, or has what it wanted."""
-    while os.read(0, 4096):  # not through sys.stdin, whose lock Python takes at exit
+    """Exit when standard input closes: the parent has ended, or no longer needs this process."""
+    while os.read(0, 4096):  # not sys.stdin, whose lock Python takes at exit
         pass
     os._exit(1)
 

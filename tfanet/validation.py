@@ -1,7 +1,7 @@
-"""Data from outside (configs, sidecars, results, REFER files) checked against a declared type, by pydantic.
+"""Validation of external data (configs, sidecars, results, REFER files) against declared types, by pydantic.
 
-Declare what a file holds as a dataclass or a `typing_extensions.TypedDict`. Types are strict: a string is not
-converted to a number, nor 1 to true. A dataclass takes no unknown fields if it says so:
+Declare the content of a file as a dataclass or a `typing_extensions.TypedDict`. Types are strict: a string is
+not converted to a number, nor 1 to true. A TypedDict drops unknown keys. A dataclass rejects them with:
 
     __pydantic_config__ = {"extra": "forbid"}
 """

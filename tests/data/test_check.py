@@ -1,4 +1,4 @@
-"""Every kind of fault, planted in a small synthetic set, is found, counted and told with examples."""
+"""`tfanet-data check` finds, counts and reports every kind of fault in a small synthetic data set."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ IMAGES = Path("images/mscoco/images/train2014")
 
 
 @dataclass
-class Planted:
-    """The files of a set, to be changed; `first` are the references of `train`."""
+class EditableSet:
+    """The files of a data set, to be changed; `first` is the first reference of `train`."""
 
     root: Path
     refs: list[dict[str, Any]]
@@ -41,7 +41,7 @@ class Planted:
     def image(self) -> dict[str, Any]:
         return next(entry for entry in self.instances["images"] if entry["id"] == self.first["image_id"])
 
-    def picture(self) -> Path:
+    def image_path(self) -> Path:
         return self.root / IMAGES / self.image()["file_name"]
 
     def write(self) -> None:
@@ -50,240 +50,245 @@ class Planted:
 
 
 @pytest.fixture
-def planted(shapes_root: Path, tmp_path: Path) -> Planted:
+def editable(shapes_root: Path, tmp_path: Path) -> EditableSet:
     root = tmp_path / "set"
     shutil.copytree(shapes_root, root)
     refs = pickle.loads((root / "refcoco/refs(unc).p").read_bytes())
-    return Planted(root, refs, json.loads((root / "refcoco/instances.json").read_text()))
+    return EditableSet(root, refs, json.loads((root / "refcoco/instances.json").read_text()))
 
 
-def no_image(planted: Planted) -> None:
-    planted.first["image_id"] = 77
+def no_image(editable: EditableSet) -> None:
+    editable.first["image_id"] = 77
 
 
-def no_annotation(planted: Planted) -> None:
-    planted.first["ann_id"] = 77
+def no_annotation(editable: EditableSet) -> None:
+    editable.first["ann_id"] = 77
 
 
-def foreign_annotation(planted: Planted) -> None:
-    planted.first["ann_id"] = planted.of("val")["ann_id"]
+def foreign_annotation(editable: EditableSet) -> None:
+    editable.first["ann_id"] = editable.of("val")["ann_id"]
 
 
-def twice(kind: str) -> Callable[[Planted], None]:
-    def plant(planted: Planted) -> None:
-        planted.instances[kind].append(dict(planted.instances[kind][0]))
+def repeat(kind: str) -> Callable[[EditableSet], None]:
+    def edit(editable: EditableSet) -> None:
+        editable.instances[kind].append(dict(editable.instances[kind][0]))
 
-    return plant
-
-
-def reference_twice(planted: Planted) -> None:
-    planted.refs[1]["ref_id"] = planted.refs[0]["ref_id"]
+    return edit
 
 
-def sentence_twice(planted: Planted) -> None:
-    planted.refs[1]["sentences"][0]["sent_id"] = planted.refs[0]["sentences"][0]["sent_id"]
+def repeated_reference(editable: EditableSet) -> None:
+    editable.refs[1]["ref_id"] = editable.refs[0]["ref_id"]
 
 
-def file_twice(planted: Planted) -> None:
-    planted.instances["images"].append({**planted.image(), "id": 77})
+def repeated_sentence(editable: EditableSet) -> None:
+    editable.refs[1]["sentences"][0]["sent_id"] = editable.refs[0]["sentences"][0]["sent_id"]
 
 
-def unknown_category(planted: Planted) -> None:
-    planted.annotation()["category_id"] = 77
+def repeated_file(editable: EditableSet) -> None:
+    editable.instances["images"].append({**editable.image(), "id": 77})
 
 
-def fewer_pictures(planted: Planted) -> None:
-    lost = planted.first["image_id"]
-    planted.refs[:] = [ref for ref in planted.refs if ref["image_id"] != lost]
+def unknown_category(editable: EditableSet) -> None:
+    editable.annotation()["category_id"] = 77
 
 
-def no_test_split(planted: Planted) -> None:
-    planted.refs[:] = [ref for ref in planted.refs if ref["split"] != "testB"]
+def fewer_images(editable: EditableSet) -> None:
+    removed = editable.first["image_id"]
+    editable.refs[:] = [ref for ref in editable.refs if ref["image_id"] != removed]
 
 
-def missing_picture(planted: Planted) -> None:
-    planted.picture().unlink()
+def no_test_split(editable: EditableSet) -> None:
+    editable.refs[:] = [ref for ref in editable.refs if ref["split"] != "testB"]
 
 
-def cut_header(planted: Planted) -> None:
-    planted.picture().write_bytes(planted.picture().read_bytes()[:20])
+def missing_image(editable: EditableSet) -> None:
+    editable.image_path().unlink()
 
 
-def empty_file(planted: Planted) -> None:
-    planted.picture().write_bytes(b"")
+def cut_header(editable: EditableSet) -> None:
+    editable.image_path().write_bytes(editable.image_path().read_bytes()[:20])
 
 
-def other_size(planted: Planted) -> None:
-    Image.new("RGB", (9, 9)).save(planted.picture())
+def empty_file(editable: EditableSet) -> None:
+    editable.image_path().write_bytes(b"")
 
 
-def empty_mask(planted: Planted) -> None:
-    planted.annotation()["segmentation"] = [[5.0, 5.0, 5.2, 5.0, 5.1, 5.1]]
+def other_size(editable: EditableSet) -> None:
+    Image.new("RGB", (9, 9)).save(editable.image_path())
 
 
-def odd_mask(planted: Planted) -> None:
-    planted.annotation()["segmentation"] = [[1.0, 2.0, 3.0]]
+def empty_mask(editable: EditableSet) -> None:
+    editable.annotation()["segmentation"] = [[5.0, 5.0, 5.2, 5.0, 5.1, 5.1]]
 
 
-def reaching_mask(planted: Planted) -> None:
-    width = planted.image()["width"]
-    planted.annotation()["segmentation"] = [[1.0, 1.0, width + 7.5, 1.0, 5.0, 40.0]]
+def invalid_mask(editable: EditableSet) -> None:
+    editable.annotation()["segmentation"] = [[1.0, 2.0, 3.0]]
 
 
-def blank_sentence(planted: Planted) -> None:
-    planted.first["sentences"][0]["sent"] = " \t"
+def exceeding_mask(editable: EditableSet) -> None:
+    width = editable.image()["width"]
+    editable.annotation()["segmentation"] = [[1.0, 1.0, width + 7.5, 1.0, 5.0, 40.0]]
 
 
-def no_sentence(planted: Planted) -> None:
-    planted.first["sentences"] = []
+def blank_expression(editable: EditableSet) -> None:
+    editable.first["sentences"][0]["sent"] = " \t"
 
 
-def shared_picture(planted: Planted) -> None:
-    planted.refs.append({**planted.of("val"), "split": "train", "ref_id": 77, "sentences": []})
-    planted.refs[-1]["sentences"] = [{"sent": "it", "sent_id": 78}]
+def no_expression(editable: EditableSet) -> None:
+    editable.first["sentences"] = []
+
+
+def shared_image(editable: EditableSet) -> None:
+    editable.refs.append({**editable.of("val"), "split": "train", "ref_id": 77, "sentences": []})
+    editable.refs[-1]["sentences"] = [{"sent": "it", "sent_id": 78}]
 
 
 MISMATCH = "references whose ids do not match"
-UNREADABLE = "pictures unreadable or of another size"
+UNREADABLE = "images unreadable or of another size"
 
 
 @pytest.mark.parametrize(
-    ("plant", "kinds", "example"),
+    ("edit", "kinds", "example"),
     [
         pytest.param(no_image, [MISMATCH, "unexpected counts"], "needs image 77, absent", id="image"),
         pytest.param(no_annotation, [MISMATCH], "needs annotation 77, absent", id="annotation"),
         pytest.param(foreign_annotation, [MISMATCH], "of image 1000001", id="other image's annotation"),
-        pytest.param(twice("images"), ["image ids given more than once"], "1 (2 times)", id="image twice"),
+        pytest.param(repeat("images"), ["image ids given more than once"], "1 (2 times)", id="image twice"),
         pytest.param(
-            twice("annotations"), ["annotation ids given more than once"], "(2 times)", id="annotation twice"
+            repeat("annotations"),
+            ["annotation ids given more than once"],
+            "(2 times)",
+            id="annotation twice",
         ),
         pytest.param(
-            twice("categories"), ["category ids given more than once"], "1 (2 times)", id="category twice"
+            repeat("categories"), ["category ids given more than once"], "1 (2 times)", id="category twice"
         ),
-        pytest.param(reference_twice, ["reference ids given more than once"], "(2 times)", id="ref twice"),
-        pytest.param(sentence_twice, ["sentence ids given more than once"], "(2 times)", id="sent twice"),
-        pytest.param(file_twice, ["picture files given more than once"], "COCO_train2014_", id="file twice"),
-        pytest.param(unknown_category, ["annotations of an unknown category"], "category 77", id="category"),
+        pytest.param(repeated_reference, ["reference ids given more than once"], "(2 times)", id="ref twice"),
+        pytest.param(repeated_sentence, ["sentence ids given more than once"], "(2 times)", id="sent twice"),
+        pytest.param(repeated_file, ["image files given more than once"], "COCO_train2014_", id="file twice"),
         pytest.param(
-            fewer_pictures, ["unexpected counts"], "train has 15 pictures instead of 16", id="counts"
+            unknown_category, ["annotations with an unknown category"], "category 77", id="category"
         ),
-        pytest.param(no_test_split, ["unexpected counts"], "testB has 0 pictures instead of 4", id="split"),
-        pytest.param(missing_picture, ["missing pictures"], "COCO_train2014_", id="missing"),
+        pytest.param(fewer_images, ["unexpected counts"], "train has 15 images instead of 16", id="counts"),
+        pytest.param(no_test_split, ["unexpected counts"], "testB has 0 images instead of 4", id="split"),
+        pytest.param(missing_image, ["missing images"], "COCO_train2014_", id="missing"),
         pytest.param(cut_header, [UNREADABLE], "Pillow can read", id="cut header"),
         pytest.param(empty_file, [UNREADABLE], "is empty", id="empty file"),
         pytest.param(other_size, [UNREADABLE], "is 9 x 9 pixels", id="size"),
         pytest.param(empty_mask, ["empty masks"], "annotation ", id="empty mask"),
-        pytest.param(odd_mask, ["masks that cannot be read"], "three or more x, y pairs", id="odd mask"),
+        pytest.param(invalid_mask, ["unreadable masks"], "three or more x, y pairs", id="invalid mask"),
         pytest.param(
-            reaching_mask, ["masks whose polygons reach beyond the picture"], "by 7.5 pixels", id="outside"
+            exceeding_mask, ["masks whose polygons exceed the image"], "by 7.5 pixels", id="outside"
         ),
-        pytest.param(blank_sentence, ["sentences without a word"], "of reference ", id="blank"),
-        pytest.param(no_sentence, ["references without any sentence"], "reference ", id="no sentence"),
+        pytest.param(blank_expression, ["expressions without a word"], "of reference ", id="blank"),
+        pytest.param(no_expression, ["references without an expression"], "reference ", id="no expression"),
         pytest.param(
-            shared_picture,
-            ["unexpected counts", "pictures in train and in another split"],
+            shared_image,
+            ["unexpected counts", "images in train and in another split"],
             "COCO_train2014_000001000001.jpg in val",
             id="shared",
         ),
     ],
 )
-def test_planted_faults(
-    planted: Planted, plant: Callable[[Planted], None], kinds: list[str], example: str
+def test_every_kind_of_fault_is_reported(
+    editable: EditableSet, edit: Callable[[EditableSet], None], kinds: list[str], example: str
 ) -> None:
-    plant(planted)
-    planted.write()
-    (report,) = checks.check(planted.root)
+    edit(editable)
+    editable.write()
+    (report,) = checks.check(editable.root)
     assert [finding.kind for finding in report.problems] == kinds
     assert example in "; ".join(
-        report.problems[-1 if len(kinds) > 1 and plant is shared_picture else 0].examples
+        report.problems[-1 if len(kinds) > 1 and edit is shared_image else 0].examples
     )
 
 
-def test_a_sound_set(shapes_root: Path) -> None:
+def test_valid_data_set(shapes_root: Path) -> None:
     (report,) = checks.check(shapes_root)
     assert (report.dataset, report.split_by, report.findings) == ("refcoco", "unc", [])
     pairs = {split: ReferDataset(shapes_root, split=split) for split in report.splits}
     assert report.splits == {
         split: {
-            "references": len({pair.ref_id for pair in found}),
-            "expressions": len(found),
-            "pictures": len(found.image_ids),
+            "references": len({pair.ref_id for pair in samples}),
+            "expressions": len(samples),
+            "pictures": len(samples.image_ids),
         }
-        for split, found in pairs.items()
+        for split, samples in pairs.items()
     }
 
 
-def test_headers_hide_what_decoding_finds(planted: Planted) -> None:
-    content = planted.picture().read_bytes()
-    planted.picture().write_bytes(content[: len(content) // 2])
-    assert checks.check(planted.root)[0].problems == []
-    (problem,) = checks.check(planted.root, decode=True)[0].problems
+def test_truncated_image_is_found_by_decoding_only(editable: EditableSet) -> None:
+    content = editable.image_path().read_bytes()
+    editable.image_path().write_bytes(content[: len(content) // 2])
+    assert checks.check(editable.root)[0].problems == []
+    (problem,) = checks.check(editable.root, decode=True)[0].problems
     assert (problem.kind, problem.count) == (UNREADABLE, 1)
-    assert str(planted.picture()) in problem.examples[0]
+    assert str(editable.image_path()) in problem.examples[0]
 
 
-def test_long_sentences_are_counted_and_no_problem(shapes_root: Path) -> None:
+def test_long_expressions_are_a_note(shapes_root: Path) -> None:
     (report,) = checks.check(shapes_root, token_length=6)
     assert report.problems == []
     (long,) = report.findings
-    assert long.kind == "sentences of more than 6 tokens, which are cut"
+    assert long.kind == "expressions of more than 6 tokens, which are truncated"
     assert long.count > len(long.examples) == checks.EXAMPLES
     assert long.line().endswith("; ...")
 
 
-def test_without_a_record_the_published_counts_hold(planted: Planted) -> None:
-    (planted.root / "shapes.json").unlink()
-    (problem,) = checks.check(planted.root)[0].problems
+def test_published_counts_are_expected_without_a_record(editable: EditableSet) -> None:
+    (editable.root / "shapes.json").unlink()
+    (problem,) = checks.check(editable.root)[0].problems
     assert (problem.kind, problem.count) == ("unexpected counts", 12)
     assert problem.examples[0].endswith("references instead of 42404")
-    assert checks.check(planted.root, own=True)[0].problems == []
+    assert checks.check(editable.root, own=True)[0].problems == []
 
 
-def test_all_data_sets_that_are_there(planted: Planted) -> None:
-    planted.write()
+def test_all_present_data_sets_are_checked(editable: EditableSet) -> None:
+    editable.write()
     for name, refs in (("refcoco+", "unc"), ("refcocog", "google")):
-        shutil.copytree(planted.root / "refcoco", planted.root / name)
-        (planted.root / name / "refs(unc).p").rename(planted.root / name / f"refs({refs}).p")
-    found = checks.check(planted.root, own=True)
-    assert [(report.dataset, report.split_by) for report in found] == [
+        shutil.copytree(editable.root / "refcoco", editable.root / name)
+        (editable.root / name / "refs(unc).p").rename(editable.root / name / f"refs({refs}).p")
+    reports = checks.check(editable.root, own=True)
+    assert [(report.dataset, report.split_by) for report in reports] == [
         ("refcoco", "unc"),
         ("refcoco+", "unc"),
         ("refcocog", "google"),
     ]
-    (only,) = checks.check(planted.root, ["refcocog"], "umd")
+    (only,) = checks.check(editable.root, ["refcocog"], "umd")
     assert [finding.kind for finding in only.problems] == ["files missing or damaged"]
     assert "refs(umd).p does not exist" in only.problems[0].examples[0]
 
 
-def test_googles_split_shares_pictures(planted: Planted) -> None:
-    shared_picture(planted)
-    planted.write()
-    (planted.root / "refcoco").rename(planted.root / "refcocog")
-    (planted.root / "refcocog/refs(unc).p").rename(planted.root / "refcocog/refs(google).p")
-    (report,) = checks.check(planted.root, own=True)
-    assert (report.problems, [found.count for found in report.findings]) == ([], [1])
+def test_google_split_shares_images(editable: EditableSet) -> None:
+    shared_image(editable)
+    editable.write()
+    (editable.root / "refcoco").rename(editable.root / "refcocog")
+    (editable.root / "refcocog/refs(unc).p").rename(editable.root / "refcocog/refs(google).p")
+    (report,) = checks.check(editable.root, own=True)
+    assert (report.problems, [finding.count for finding in report.findings]) == ([], [1])
 
 
-def test_a_damaged_record_is_named(planted: Planted) -> None:
-    (planted.root / "shapes.json").write_text("{")
+def test_damaged_record_is_reported(editable: EditableSet) -> None:
+    (editable.root / "shapes.json").write_text("{")
     with pytest.raises(UserError, match=r"shapes.json is damaged"):
-        checks.check(planted.root)
+        checks.check(editable.root)
 
 
-def test_visualize_are_required_before_training(planted: Planted, capsys: pytest.CaptureFixture[str]) -> None:
-    pairs = {split: list(ReferDataset(planted.root, split=split)) for split in ("train", "val")}
-    checks.require_pictures(pairs, 0)
+def test_images_are_required_before_training(
+    editable: EditableSet, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pairs = {split: list(ReferDataset(editable.root, split=split)) for split in ("train", "val")}
+    checks.require_images(pairs, 0)
     assert capsys.readouterr().err == ""
-    lost = pairs["train"][0]
-    many = sum(pair.image_id == lost.image_id for pair in pairs["train"])
-    lost.image_path.unlink()
-    checks.require_pictures(pairs, many)
+    first = pairs["train"][0]
+    count = sum(pair.image_id == first.image_id for pair in pairs["train"])
+    first.image_path.unlink()
+    checks.require_images(pairs, count)
     assert (
-        capsys.readouterr().err == f"train: pictures missing (1, of {many} expressions): {lost.image_path}\n"
+        capsys.readouterr().err == f"train: images missing (1, of {count} expressions): {first.image_path}\n"
     )
-    with pytest.raises(UserError, match=rf"missing: train \(1, of {many} expressions\); see"):
-        checks.require_pictures(pairs, many - 1)
+    with pytest.raises(UserError, match=rf"missing: train \(1, of {count} expressions\); see"):
+        checks.require_images(pairs, count - 1)
     pairs["val"][0].image_path.unlink()
     with pytest.raises(UserError, match=r"missing: val \(1, of \d+ expressions\); see"):
-        checks.require_pictures(pairs, many)
+        checks.require_images(pairs, count)
     assert len(capsys.readouterr().err.splitlines()) == 1 + 2

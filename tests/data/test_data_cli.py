@@ -26,19 +26,19 @@ def test_make_then_show(
     assert call(monkeypatch, "make", root, "--train", 1, "--val", 2, "--levels", "relations, all") == 0
     assert f"next: tfanet-data show {root}" in capsys.readouterr().out
     assert call(monkeypatch, "show", root, "--split", "testA", "-o", sheet, "-n", 3) == 0
-    with Image.open(sheet) as picture:
-        assert picture.width > 3 * 200
-        assert len(picture.convert("RGB").getcolors(1 << 20) or []) > 100
+    with Image.open(sheet) as image:
+        assert image.width > 3 * 200
+        assert len(image.convert("RGB").getcolors(1 << 20) or []) > 100
 
 
-def test_check_tells_and_exits_by_what_it_found(
+def test_check_reports_and_exit_code(
     shapes_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert call(monkeypatch, "check", shapes_root) == 0
-    told = capsys.readouterr().out
-    assert "no problems" in told
-    assert f"next: tfanet-train --data {shapes_root} --dataset refcoco" in told
-    assert "train" in told.splitlines()[2]
+    output = capsys.readouterr().out
+    assert "no problems" in output
+    assert f"next: tfanet-train --data {shapes_root} --dataset refcoco" in output
+    assert "train" in output.splitlines()[2]
 
     assert (
         call(monkeypatch, "check", shapes_root, "--dataset", "refcocog", "--json", tmp_path / "r.json") == 1
@@ -53,25 +53,25 @@ def test_check_tells_and_exits_by_what_it_found(
     assert report["findings"][0]["kind"] == "files missing or damaged"
 
 
-def test_pack_names_the_training_that_reads_it(
+def test_pack_prints_the_training_command(
     shapes_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "packed"
     assert call(monkeypatch, "pack", shapes_root, out, "--image-size", 64) == 0
     assert capsys.readouterr().out.splitlines() == [
-        f"{out}: 30 pictures and 59 masks of 64 x 64",
+        f"{out}: 30 images and 59 masks of 64 x 64",
         f"next: tfanet-train --data {shapes_root} --dataset refcoco --image-size 64 --cache {out}",
     ]
 
 
-def test_googles_split_is_read_and_stays_in_the_next_command(
+def test_google_split_is_read_and_in_the_next_command(
     gref_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sheet, google = tmp_path / "sheet.png", ("--dataset", "refcocog", "--split-by", "google")
     count = len(ReferDataset(gref_root, "refcocog", "val", "google"))
     assert count > len(ReferDataset(gref_root, "refcocog", "val"))
     assert call(monkeypatch, "show", gref_root, *google, "-o", sheet, "-n", 2) == 0
-    assert capsys.readouterr().out == f"{sheet}: 2 of {count} sentences of refcocog (google) val\n"
+    assert capsys.readouterr().out == f"{sheet}: 2 of {count} expressions of refcocog (google) val\n"
     assert call(monkeypatch, "show", gref_root, *google, "--split", "test", "-o", sheet) == 2
     assert "refs(google).p has no split 'test'; its splits: train, val" in capsys.readouterr().err
     command = f"next: tfanet-train --data {gref_root} --dataset refcocog --split-by google"
@@ -89,12 +89,12 @@ def test_googles_split_is_read_and_stays_in_the_next_command(
         pytest.param(["make", "set", "--dataset", "coco"], "unknown data set 'coco'", id="data set"),
         pytest.param(["make", "set", "--train", "0", "--val", "0"], "not all 0", id="nothing to make"),
         pytest.param(
-            ["show", "nowhere", "--split-by", "google"], "refcoco/refs(google).p and", id="no data so split"
+            ["show", "nowhere", "--split-by", "google"],
+            "refcoco/refs(google).p and",
+            id="no data with this split",
         ),
         pytest.param(["show", "nowhere"], "nowhere/refcoco does not exist", id="no data"),
-        pytest.param(
-            ["pack", ".", "out", "--image-size", "100"], "a multiple of 32", id="a size of no model"
-        ),
+        pytest.param(["pack", ".", "out", "--image-size", "100"], "a multiple of 32", id="invalid size"),
         pytest.param(["pack", "nowhere", "out"], "nowhere/refcoco does not exist", id="nothing to pack"),
         pytest.param(["check", "nowhere"], "nowhere is not a folder", id="no folder"),
         pytest.param(["check", ".", "--dataset", "coco"], "unknown data set 'coco'", id="set to check"),
@@ -104,7 +104,7 @@ def test_googles_split_is_read_and_stays_in_the_next_command(
         ),
     ],
 )
-def test_mistakes_end_in_one_line(
+def test_user_errors_are_one_line(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

@@ -1,4 +1,4 @@
-"""Every sentence means its object and no other: by its structure, and by a second reading of its text."""
+"""Every expression fits exactly its object: by its structure, and by an independent parser of its text."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import pytest
 
 from tfanet.data.language import Description, referents
 from tfanet.data.preprocess import tokenize
-from tfanet.data.scene import COLOURS, LEVELS, SHAPES, SIZES, Kind, Scene, Thing
+from tfanet.data.scene import COLOURS, LEVELS, SHAPES, SIZES, Appearance, Scene, SceneObject
 from tfanet.data.shapes import Sample, make_sample
 
-PICTURES = 250
+SAMPLES = 250
 SYNONYMS = {"little": "small", "tiny": "small", "big": "large"}
 PRONOUNS = {"one", "object", "thing", "the"}
 RELATION = re.compile(
@@ -37,108 +37,109 @@ AXIS = {
 }
 
 
-def read(text: str, scene: Scene) -> list[Thing]:
-    """The things that `text` means: a second, naive reading without any margins."""
+def parse(text: str, scene: Scene) -> list[SceneObject]:
+    """The objects that `text` describes: an independent parser without margins."""
     if match := RELATION.match(text):
-        (anchor,) = read(match["anchor"], scene)
-        found = [thing for thing in read_place(match["target"], scene) if thing is not anchor]
+        (anchor,) = parse(match["anchor"], scene)
+        candidates = [obj for obj in parse_place(match["target"], scene) if obj is not anchor]
         word = match["side"] or match["other"]
         if word not in AXIS:
-            return [min(found, key=lambda thing: (thing.x - anchor.x) ** 2 + (thing.y - anchor.y) ** 2)]
+            return [min(candidates, key=lambda obj: (obj.x - anchor.x) ** 2 + (obj.y - anchor.y) ** 2)]
         right, down = AXIS[word]
-        steps = [(thing, thing.x - anchor.x, thing.y - anchor.y) for thing in found]
-        return [
-            thing for thing, dx, dy in steps if dx * right + dy * down > max(abs(dx * down), abs(dy * right))
-        ]
-    return read_place(text, scene)
+        steps = [(obj, obj.x - anchor.x, obj.y - anchor.y) for obj in candidates]
+        return [obj for obj, dx, dy in steps if dx * right + dy * down > max(abs(dx * down), abs(dy * right))]
+    return parse_place(text, scene)
 
 
-def read_place(text: str, scene: Scene) -> list[Thing]:
+def parse_place(text: str, scene: Scene) -> list[SceneObject]:
     for pattern, sort in PLACES:
         if match := pattern.match(text):
             named = "np" in pattern.groupindex
             place, rest = (match["place"], match["np"]) if named else (match[1], match[2])
             right, down = AXIS[place]
-            best = max(read_attributes(rest, scene), key=lambda thing: thing.x * right + thing.y * down)
+            best = max(parse_attributes(rest, scene), key=lambda obj: obj.x * right + obj.y * down)
             middle = (scene.width * right + scene.height * down) / 2
             assert sort == "extreme" or best.x * right + best.y * down > middle, f"{text}: in the wrong half"
             return [best]
-    return read_attributes(text, scene)
+    return parse_attributes(text, scene)
 
 
-def read_attributes(text: str, scene: Scene) -> list[Thing]:
+def parse_attributes(text: str, scene: Scene) -> list[SceneObject]:
     words = {SYNONYMS.get(word, word) for word in text.split()} - PRONOUNS
     assert words <= {*SIZES, *COLOURS, *SHAPES}, f"unknown words in {text!r}"
-    return [t for t in scene.things if words <= {t.kind.size, t.kind.colour, t.kind.shape}]
+    return [t for t in scene.objects if words <= {t.appearance.size, t.appearance.colour, t.appearance.shape}]
 
 
 @pytest.fixture(scope="module", params=LEVELS)
 def level_and_samples(request: pytest.FixtureRequest) -> tuple[str, list[Sample]]:
     level = request.param
-    return level, [make_sample(3, "train", index, (level,)) for index in range(PICTURES)]
+    return level, [make_sample(3, "train", index, (level,)) for index in range(SAMPLES)]
 
 
-def sentences(samples: list[Sample]) -> list[tuple[Scene, int, Description, str]]:
+def expressions_of(samples: list[Sample]) -> list[tuple[Scene, int, Description, str]]:
     return [
-        (sample.scene, referred.index, description, text)
+        (sample.scene, referent.index, description, text)
         for sample in samples
-        for referred in sample.referred
-        for description, text in referred.told
+        for referent in sample.referents
+        for description, text in referent.expressions
     ]
 
 
 def test_text_means_exactly_the_referent(level_and_samples: tuple[str, list[Sample]]) -> None:
-    told = sentences(level_and_samples[1])
-    wrong = [text for scene, index, _, text in told if read(text, scene) != [scene.things[index]]]
+    expressions = expressions_of(level_and_samples[1])
+    wrong = [text for scene, index, _, text in expressions if parse(text, scene) != [scene.objects[index]]]
     assert wrong == []
-    assert len(told) > 3 * PICTURES
+    assert len(expressions) > 3 * SAMPLES
 
 
 def test_description_means_exactly_the_referent(level_and_samples: tuple[str, list[Sample]]) -> None:
-    for scene, index, description, text in sentences(level_and_samples[1]):
+    for scene, index, description, text in expressions_of(level_and_samples[1]):
         assert referents(scene, description).is_only(index), text
 
 
-def test_sentences_fit_in_17_tokens(level_and_samples: tuple[str, list[Sample]]) -> None:
-    tokenize([text for *_, text in sentences(level_and_samples[1])], 17, strict=True)
+def test_expressions_fit_in_17_tokens(level_and_samples: tuple[str, list[Sample]]) -> None:
+    tokenize([text for *_, text in expressions_of(level_and_samples[1])], 17, strict=True)
 
 
-def test_level_uses_its_kind_of_words(level_and_samples: tuple[str, list[Sample]]) -> None:
+def test_level_determines_the_words(level_and_samples: tuple[str, list[Sample]]) -> None:
     level, samples = level_and_samples
-    told = [description for _, _, description, _ in sentences(samples)]
-    related, placed = sum(d.relation is not None for d in told), sum(d.place is not None for d in told)
+    expressions = [description for _, _, description, _ in expressions_of(samples)]
+    related = sum(d.relation is not None for d in expressions)
+    placed = sum(d.place is not None for d in expressions)
     expected = {
-        "shapes": related == placed == 0 and all(d.shape for d in told),
+        "shapes": related == placed == 0 and all(d.shape for d in expressions),
         "attributes": related == placed == 0,
-        "positions": related == 0 and placed == len(told),
-        "relations": related == len(told) and placed == 0,
-        "all": related + placed == len(told) and min(related, placed) > len(told) / 10,
+        "positions": related == 0 and placed == len(expressions),
+        "relations": related == len(expressions) and placed == 0,
+        "all": related + placed == len(expressions) and min(related, placed) > len(expressions) / 10,
     }
-    assert expected[level], (related, placed, len(told))
+    assert expected[level], (related, placed, len(expressions))
 
 
-def test_every_scene_misleads_by_one_attribute_or_a_twin(level_and_samples: tuple[str, list[Sample]]) -> None:
+def test_every_scene_has_a_distractor_that_differs_in_at_most_one_attribute(
+    level_and_samples: tuple[str, list[Sample]],
+) -> None:
     for sample in level_and_samples[1]:
-        first, *others = (thing.kind for thing in sample.scene.things)
+        first, *others = (obj.appearance for obj in sample.scene.objects)
         different = [
             (k.size != first.size) + (k.colour != first.colour) + (k.shape != first.shape) for k in others
         ]
         assert min(different) <= 1
 
 
-def test_sentences_vary(level_and_samples: tuple[str, list[Sample]]) -> None:
-    told = [text for *_, text in sentences(level_and_samples[1])]
-    assert len(set(told)) > min(len(told) / 4, 100)
-    assert 0.3 < sum(text.startswith("the ") for text in told) / len(told) < 0.9
+def test_expressions_vary(level_and_samples: tuple[str, list[Sample]]) -> None:
+    expressions = [text for *_, text in expressions_of(level_and_samples[1])]
+    assert len(set(expressions)) > min(len(expressions) / 4, 100)
+    assert 0.3 < sum(text.startswith("the ") for text in expressions) / len(expressions) < 0.9
 
 
 def scene_of(*placed: tuple[str, float, float]) -> Scene:
-    """A 100 x 100 scene of red things, `("small circle", x, y)` each."""
-    things = []
+    """A 100 x 100 scene of red objects, `("small circle", x, y)` each."""
+    objects = []
     for words, x, y in placed:
         size, shape = words.split()
-        things.append(Thing(Kind(size, "red", shape), x, y, 8.0, 0.0, (214, 38, 42)))
-    return Scene(100, 100, tuple(things))
+        objects.append(SceneObject(Appearance(size, "red", shape), x, y, 8.0, 0.0, (214, 38, 42)))
+    return Scene(100, 100, tuple(objects))
 
 
 CIRCLE = Description(shape="circle")
@@ -221,15 +222,15 @@ STAR = Description(shape="star")
     ],
 )
 def test_meaning(scene: Scene, description: Description, certain: set[int], possible: set[int]) -> None:
-    verdict = referents(scene, description)
-    assert (verdict.certain, verdict.possible) == (certain, possible)
+    meaning = referents(scene, description)
+    assert (meaning.certain, meaning.possible) == (certain, possible)
 
 
-def test_things_keep_apart_and_inside() -> None:
+def test_objects_do_not_touch_each_other_or_the_border() -> None:
     for index in range(100):
         scene = make_sample(5, "val", index, LEVELS).scene
-        assert 3 <= len(scene.things) <= 6
-        outlines = [thing.polygon() for thing in scene.things]
+        assert 3 <= len(scene.objects) <= 6
+        outlines = [obj.polygon() for obj in scene.objects]
         for number, outline in enumerate(outlines):
             assert outline.min() > 0
             assert (outline.max(axis=0) < (scene.width, scene.height)).all()

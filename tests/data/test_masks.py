@@ -41,7 +41,7 @@ OVERLAP = [4.0, 5.0, 13.0, 5.0, 13.0, 11.0, 4.0, 11.0]
         pytest.param([SQUARE, OVERLAP], INNER | OUTER, id="overlapping polygons"),
         pytest.param([[2.0, 2.0, 9.0, 9.0], SQUARE], INNER, id="four numbers before a polygon"),
         pytest.param([SQUARE, [2.0, 2.0, 9.0, 9.0]], INNER, id="four numbers after a polygon"),
-        pytest.param([[int(number) for number in SQUARE]], INNER, id="whole numbers"),
+        pytest.param([[int(number) for number in SQUARE]], INNER, id="integers"),
         pytest.param(compressed(INNER), INNER, id="compressed RLE"),
         pytest.param(compressed(INNER, as_text=False), INNER, id="compressed RLE, bytes"),
         pytest.param(uncompressed(INNER), INNER, id="uncompressed RLE"),
@@ -56,13 +56,13 @@ def test_masks(segmentation: Any, expected: np.ndarray) -> None:
     np.testing.assert_array_equal(mask, expected)
 
 
-def test_polygons_may_reach_beyond_the_picture() -> None:
+def test_polygons_may_exceed_the_image() -> None:
     beyond = [-160.0, -160.0, 160.0, -160, 160.0, 160.0, -160.0, 160.0]
     assert segmentation_to_mask([beyond], HEIGHT, WIDTH).all()
 
 
-def test_the_wrong_value_of_a_polygon_is_named() -> None:
-    with pytest.raises(UserError, match=r"hold nan, no number from -160 to 160"):
+def test_invalid_value_of_a_polygon_is_named() -> None:
+    with pytest.raises(UserError, match=r"contain nan, not a number from -160 to 160"):
         segmentation_to_mask([[*SQUARE, 1.0, float("nan")]], HEIGHT, WIDTH)
 
 
@@ -103,11 +103,11 @@ def test_compressed_counts_as_pycocotools_writes_them(density: float) -> None:
         pytest.param({"size": [HEIGHT, WIDTH], "counts": [5, 5]}, id="counts too short"),
         pytest.param({"size": [HEIGHT, WIDTH], "counts": [-5, 5 + WIDTH * HEIGHT]}, id="negative counts"),
         pytest.param({"size": [HEIGHT, WIDTH]}, id="no counts"),
-        pytest.param({"size": [HEIGHT, WIDTH], "counts": "zzzz"}, id="cut compressed counts"),
+        pytest.param({"size": [HEIGHT, WIDTH], "counts": "zzzz"}, id="truncated compressed counts"),
         pytest.param({"size": [HEIGHT, WIDTH], "counts": ""}, id="empty compressed counts"),
-        pytest.param({"size": [HEIGHT, WIDTH], "counts": "~" * 40}, id="compressed counts of nonsense"),
+        pytest.param({"size": [HEIGHT, WIDTH], "counts": "~" * 40}, id="invalid compressed counts"),
     ],
 )
-def test_bad_segmentations(segmentation: Any) -> None:
+def test_invalid_segmentations(segmentation: Any) -> None:
     with pytest.raises(UserError, match=r"^the (segmentation|RLE)"):
         segmentation_to_mask(segmentation, HEIGHT, WIDTH)

@@ -27,7 +27,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def plain(value: Any) -> bool:
-    """Built of exact Python lists, dictionaries, ints and strings: no NumPy scalar hides in it."""
+    """Consists of Python lists, dictionaries, ints and strings only, without NumPy scalars."""
     if type(value) is list:
         return all(plain(item) for item in value)
     if type(value) is dict:
@@ -35,7 +35,7 @@ def plain(value: Any) -> bool:
     return type(value) in (int, str)
 
 
-def test_refs_are_what_the_refer_api_reads(root: Path) -> None:
+def test_refs_have_the_layout_of_the_refer_api(root: Path) -> None:
     refs = pickle.loads((root / "refcoco/refs(unc).p").read_bytes())
     assert plain(refs)
     for ref in refs:
@@ -48,7 +48,7 @@ def test_refs_are_what_the_refer_api_reads(root: Path) -> None:
         assert len({ref[name] for ref in refs}) == len(refs)
 
 
-def test_instances_are_coco(root: Path) -> None:
+def test_instances_have_the_layout_of_coco(root: Path) -> None:
     instances = json.loads((root / "refcoco/instances.json").read_text())
     images = {image["id"]: image for image in instances["images"]}
     assert len(images) == sum(COUNTS.values())
@@ -64,11 +64,11 @@ def test_instances_are_coco(root: Path) -> None:
         assert (columns.min(), rows.min()) == pytest.approx((x, y), abs=2.5)
         assert (columns.max() + 1, rows.max() + 1) == pytest.approx((x + width, y + height), abs=2.5)
     for image in images.values():
-        with Image.open(root / "images/mscoco/images/train2014" / image["file_name"]) as picture:
-            assert picture.size == (image["width"], image["height"])
+        with Image.open(root / "images/mscoco/images/train2014" / image["file_name"]) as stored:
+            assert stored.size == (image["width"], image["height"])
 
 
-def test_test_splits_speak_of_other_shapes(root: Path) -> None:
+def test_test_splits_refer_to_other_shapes(root: Path) -> None:
     spoken = {
         split: {pair.category for pair in ReferDataset(root, split=split)} for split in ("testA", "testB")
     }
@@ -76,19 +76,19 @@ def test_test_splits_speak_of_other_shapes(root: Path) -> None:
     assert spoken["testB"] <= {"star", "cross", "heart"}
 
 
-def test_reader_gives_what_render_pair_gives(root: Path) -> None:
+def test_reader_equals_render_pair(root: Path) -> None:
     pairs = ReferDataset(root, split="val")
     firsts = {pair.image_id: pair for pair in reversed(list(pairs))}
     for index, image_id in enumerate(sorted(firsts)):
-        picture, sentence, mask = render_pair(7, index)
+        image, text, mask = render_pair(7, index)
         pair = firsts[image_id]
-        assert pair.sentence == sentence
+        assert pair.text == text
         assert pair.level == make_sample(7, "val", index).level
-        np.testing.assert_array_equal(pairs.image(pair), picture)
+        np.testing.assert_array_equal(pairs.image(pair), image)
         np.testing.assert_array_equal(pairs.mask(pair), mask)
 
 
-def test_same_seed_same_bytes_whatever_the_counts(root: Path, tmp_path: Path) -> None:
+def test_same_seed_gives_the_same_bytes_for_any_counts(root: Path, tmp_path: Path) -> None:
     fewer = write_shapes(tmp_path / "fewer", counts={"val": 2}, seed=7)
     names = sorted(path.name for path in (fewer / "images/mscoco/images/train2014").iterdir())
     assert len(names) == 2
@@ -96,40 +96,38 @@ def test_same_seed_same_bytes_whatever_the_counts(root: Path, tmp_path: Path) ->
         both = [(base / "images/mscoco/images/train2014" / name).read_bytes() for base in (root, fewer)]
         assert both[0] == both[1]
     val = list(ReferDataset(root, split="val"))
-    again = list(ReferDataset(fewer, split="val"))
-    assert [pair.sentence for pair in again] == [pair.sentence for pair in val[: len(again)]]
+    subset = list(ReferDataset(fewer, split="val"))
+    assert [pair.text for pair in subset] == [pair.text for pair in val[: len(subset)]]
 
 
 def test_seeds_and_splits_differ() -> None:
-    pictures = {make_sample(seed, split, 0).picture for seed in (0, 1) for split in ("train", "val", "testA")}
-    assert len(pictures) == 6
+    images = {make_sample(seed, split, 0).jpeg for seed in (0, 1) for split in ("train", "val", "testA")}
+    assert len(images) == 6
 
 
 @pytest.mark.parametrize("seed", range(40))
 def test_mask_covers_the_drawn_colour(seed: int) -> None:
-    """Each pixel is given to the thing's colour or to the shaded ground, whichever is closer."""
+    """Each pixel is assigned to the object's colour or to the shaded background, whichever is closer."""
     scene = sample_scene(np.random.default_rng(seed), "attributes")
     drawn = np.asarray(draw_scene(np.random.default_rng(seed), scene), dtype=float)
     ground = draw_scene(np.random.default_rng(seed), Scene(scene.width, scene.height, ()))
     ground_gap = gap_to_ray(drawn, np.asarray(ground, dtype=float), 0.5, 1.0)
-    for thing in scene.things:
-        mask = polygons_to_mask([thing.polygon().reshape(-1).tolist()], scene.height, scene.width)
-        inked = (
-            gap_to_ray(drawn, np.broadcast_to(thing.rgb, drawn.shape).astype(float), 0.74, 1.1) < ground_gap
-        )
-        (left, top), (right, bottom) = thing.polygon().min(axis=0) - 2, thing.polygon().max(axis=0) + 3
+    for obj in scene.objects:
+        mask = polygons_to_mask([obj.polygon().reshape(-1).tolist()], scene.height, scene.width)
+        inked = gap_to_ray(drawn, np.broadcast_to(obj.rgb, drawn.shape).astype(float), 0.74, 1.1) < ground_gap
+        (left, top), (right, bottom) = obj.polygon().min(axis=0) - 2, obj.polygon().max(axis=0) + 3
         window = slice(max(0, int(top)), int(bottom)), slice(max(0, int(left)), int(right))
-        mine, seen = mask[window] > 0, inked[window]
-        assert (mine & seen).sum() / (mine | seen).sum() > 0.9, thing.kind
+        labelled, drawn_here = mask[window] > 0, inked[window]
+        assert (labelled & drawn_here).sum() / (labelled | drawn_here).sum() > 0.9, obj.appearance
 
 
 def gap_to_ray(pixels: np.ndarray, colour: np.ndarray, low: float, high: float) -> np.ndarray:
-    """Distance of each pixel to `colour` in its best light between `low` and `high`."""
+    """Distance of each pixel to `colour` times the best brightness between `low` and `high`."""
     light = np.clip((pixels * colour).sum(2) / (colour**2).sum(2), low, high)
     return np.linalg.norm(pixels - light[..., None] * colour, axis=2)
 
 
-def test_refcocog_has_its_own_splits(tmp_path: Path) -> None:
+def test_splits_of_refcocog(tmp_path: Path) -> None:
     made = write_shapes(tmp_path / "g", "refcocog", ("relations",), {"train": 1, "val": 1, "test": 2})
     assert (made / "refcocog/refs(umd).p").is_file()
     assert len(ReferDataset(made, "refcocog", "test").image_ids) == 2
@@ -142,7 +140,7 @@ def test_complete_set_is_reused(root: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert ensure_shapes(root) == root
 
 
-def test_ensure_shapes_makes_the_default_set_where_there_is_none(
+def test_ensure_shapes_makes_the_default_set_if_absent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shapes, "default_counts", lambda _: {"val": 1})
@@ -153,7 +151,7 @@ def test_ensure_shapes_makes_the_default_set_where_there_is_none(
     for other in (record | {"version": 1}, [], None):
         (made / RECORD).write_text(json.dumps(other) if other else "{")
         with pytest.raises(
-            UserError, match=r"another version of tfanet; renew it: tfanet-data make .* --force"
+            UserError, match=r"another version of tfanet; make it again: tfanet-data make .* --force"
         ):
             ensure_shapes(made)
 
@@ -168,14 +166,14 @@ def test_other_parameters_need_force(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("force", [False, True])
-def test_foreign_folder_is_never_replaced(tmp_path: Path, force: bool) -> None:
+def test_folder_with_other_content_is_never_replaced(tmp_path: Path, force: bool) -> None:
     (tmp_path / "letter.txt").write_text("dear")
     with pytest.raises(UserError, match="not a synthetic data set"):
         write_shapes(tmp_path, counts={"val": 1}, force=force)
     assert (tmp_path / "letter.txt").read_text() == "dear"
 
 
-def test_interruption_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interruption_leaves_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = iter([make_sample(0, "val", 0)])
 
     def interrupted(*_: object) -> shapes.Sample:
@@ -201,13 +199,13 @@ def test_interruption_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
         pytest.param({"counts": {"val": 0}}, "not all 0", id="nothing"),
     ],
 )
-def test_bad_parameters(tmp_path: Path, arguments: dict[str, Any], message: str) -> None:
+def test_invalid_parameters(tmp_path: Path, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         write_shapes(tmp_path / "set", **arguments)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_picture_is_jpeg_with_full_colour() -> None:
-    with Image.open(BytesIO(make_sample(0, "val", 0).picture)) as picture:
-        assert picture.format == "JPEG"
-        assert {sampling[1:3] for sampling in picture.layer} == {(1, 1)}
+def test_image_is_jpeg_with_full_colour() -> None:
+    with Image.open(BytesIO(make_sample(0, "val", 0).jpeg)) as image:
+        assert image.format == "JPEG"
+        assert {sampling[1:3] for sampling in image.layer} == {(1, 1)}

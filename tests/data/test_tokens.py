@@ -1,4 +1,4 @@
-"""CLIP's byte pairs without PyTorch: token for token those of open_clip, whatever is written."""
+"""CLIP's byte-pair encoding without PyTorch: the tokens equal those of open_clip for any text."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ VOCABULARY_FILE = Path(find_spec("open_clip").origin).parent / VOCABULARY
 
 
 @pytest.fixture(scope="module")
-def ours() -> BytePairs:
+def byte_pairs() -> BytePairs:
     return BytePairs(VOCABULARY_FILE)
 
 
 @pytest.fixture(scope="module")
-def theirs() -> SimpleTokenizer:
+def reference() -> SimpleTokenizer:
     return SimpleTokenizer()
 
 
@@ -51,29 +51,29 @@ AWKWARD = [
 
 
 @pytest.mark.parametrize("text", AWKWARD, ids=range(len(AWKWARD)))
-def test_awkward_text_has_open_clips_tokens(ours, theirs, text):
-    assert ours.encode(text) == theirs.encode(text)
+def test_awkward_text(byte_pairs, reference, text):
+    assert byte_pairs.encode(text) == reference.encode(text)
 
 
-def test_random_text_has_open_clips_tokens(ours, theirs):
+def test_random_text(byte_pairs, reference):
     draw = random.Random(0)
     ranges = [(0x20, 0x7F), (0x00, 0x300), (0x300, 0x3000), (0x3000, 0xD800), (0xE000, 0x110000)]
     for _ in range(1500):
         text = "".join(chr(draw.randrange(*draw.choice(ranges))) for _ in range(draw.randrange(24)))
         text = text.replace("e", draw.choice(["e", " ", "'s ", "&amp;", "the "]))
-        assert ours.encode(text) == theirs.encode(text), repr(text)
+        assert byte_pairs.encode(text) == reference.encode(text), repr(text)
 
 
-def test_every_word_of_the_vocabulary_has_open_clips_tokens(ours, theirs):
-    words = [symbol.removesuffix("</w>") for symbol in theirs.encoder if symbol.endswith("</w>")]
+def test_words_of_the_vocabulary(byte_pairs, reference):
+    words = [symbol.removesuffix("</w>") for symbol in reference.encoder if symbol.endswith("</w>")]
     for word in random.Random(0).sample(words, 2000):
-        assert ours.encode(word) == theirs.encode(word), word
+        assert byte_pairs.encode(word) == reference.encode(word), word
 
 
-def test_rows_are_those_that_the_model_is_trained_on(ours):
-    sentences = [render_pair(seed=3, index=index)[1] for index in range(20)] + ["", "man " * 40]
-    np.testing.assert_array_equal(token_rows(ours, sentences, 17), tokenize(sentences, 17))
-    assert (ours.sot_token_id, ours.eot_token_id) == (49406, 49407)
+def test_token_rows_equal_those_of_training(byte_pairs):
+    texts = [render_pair(seed=3, index=index)[1] for index in range(20)] + ["", "man " * 40]
+    np.testing.assert_array_equal(token_rows(byte_pairs, texts, 17), tokenize(texts, 17))
+    assert (byte_pairs.sot_token_id, byte_pairs.eot_token_id) == (49406, 49407)
 
 
 def test_pytorch_is_not_imported():

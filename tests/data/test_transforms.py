@@ -46,9 +46,9 @@ def test_resize_image_is_antialiased_rgb() -> None:
 
 
 def test_resize_image_does_not_keep_the_aspect() -> None:
-    picture = Image.new("RGB", (90, 30), (255, 0, 0))
-    picture.paste((0, 0, 255), (45, 0, 90, 30))
-    resized = resize_image(picture, 32)
+    image = Image.new("RGB", (90, 30), (255, 0, 0))
+    image.paste((0, 0, 255), (45, 0, 90, 30))
+    resized = resize_image(image, 32)
     assert (resized[:, :14] == (255, 0, 0)).all()
     assert (resized[:, 18:] == (0, 0, 255)).all()
 
@@ -66,41 +66,41 @@ def test_resize_mask_stays_binary_and_in_place(size: int) -> None:
 def test_tokens_are_those_of_open_clip() -> None:
     from open_clip.tokenizer import SimpleTokenizer
 
-    sentences = ["the small red circle", "Left-most Café!", "", " ".join(["man"] * 40)]
-    tokens = tokenize(sentences, 17)
+    texts = ["the small red circle", "Left-most Café!", "", " ".join(["man"] * 40)]
+    tokens = tokenize(texts, 17)
     assert tokens.dtype == np.int64
-    np.testing.assert_array_equal(tokens, SimpleTokenizer()(sentences, 17).numpy())
+    np.testing.assert_array_equal(tokens, SimpleTokenizer()(texts, 17).numpy())
     assert tokens[2].tolist() == [SOT, EOT] + [0] * 15
     assert tokens[3, -1] == EOT
 
 
-def test_no_sentences_give_no_rows() -> None:
+def test_no_texts_give_no_rows() -> None:
     assert tokenize([], 17).shape == (0, 17)
 
 
 @pytest.mark.parametrize(
-    ("sentence", "message"),
+    ("text", "message"),
     [
         pytest.param("", "is empty", id="empty"),
         pytest.param(" \t\n", "is empty", id="blank"),
         pytest.param(" ".join(["man"] * 16), "has 18 tokens, the model takes 17", id="one too many"),
     ],
 )
-def test_strict_tokens(sentence: str, message: str) -> None:
+def test_strict_tokens(text: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        tokenize([sentence], 17, strict=True)
+        tokenize([text], 17, strict=True)
 
 
-def test_strict_takes_a_full_row() -> None:
+def test_strict_accepts_the_maximum_length() -> None:
     assert tokenize([" ".join(["man"] * 15)], 17, strict=True)[0, -1] == EOT
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGBA", "LA", "CMYK", "I;16"])
 def test_open_image_gives_rgb(tmp_path: Path, mode: str) -> None:
-    path = tmp_path / f"picture.{'tiff' if mode == 'CMYK' else 'png'}"
+    path = tmp_path / f"image.{'tiff' if mode == 'CMYK' else 'png'}"
     Image.new(mode, (6, 4)).save(path)
-    picture = open_image(path)
-    assert (picture.mode, picture.size) == ("RGB", (6, 4))
+    image = open_image(path)
+    assert (image.mode, image.size) == ("RGB", (6, 4))
 
 
 GREYS = [
@@ -115,20 +115,20 @@ GREYS = [
 ]
 
 
-@pytest.mark.parametrize(("kind", "suffix", "stored", "expected"), GREYS)
+@pytest.mark.parametrize(("dtype", "suffix", "stored", "expected"), GREYS)
 @pytest.mark.parametrize("upright", [True, False], ids=["upright", "as stored"])
 def test_deep_grey_is_scaled(
-    tmp_path: Path, kind: str, suffix: str, stored: list[float], expected: list[int], upright: bool
+    tmp_path: Path, dtype: str, suffix: str, stored: list[float], expected: list[int], upright: bool
 ) -> None:
     path = tmp_path / f"deep.{suffix}"
-    Image.fromarray(np.array([stored]).astype(kind)).save(path)
-    picture = np.asarray(open_image(path, upright=upright))
-    assert picture.shape == (1, 4, 3)
-    assert picture[0].tolist() == [[value] * 3 for value in expected]
+    Image.fromarray(np.array([stored]).astype(dtype)).save(path)
+    image = np.asarray(open_image(path, upright=upright))
+    assert image.shape == (1, 4, 3)
+    assert image[0].tolist() == [[value] * 3 for value in expected]
 
 
 @pytest.mark.parametrize(
-    ("kind", "stored"),
+    ("dtype", "stored"),
     [
         pytest.param("float32", [0.0, float("nan")], id="NaN"),
         pytest.param("float32", [0.0, float("inf")], id="infinity"),
@@ -138,28 +138,28 @@ def test_deep_grey_is_scaled(
         pytest.param("int32", [0, 65536], id="more than 16 bits"),
     ],
 )
-def test_grey_of_no_known_range_is_refused(tmp_path: Path, kind: str, stored: list[float]) -> None:
-    Image.fromarray(np.array([stored], dtype=kind)).save(tmp_path / "odd.tiff")
+def test_grey_outside_the_known_ranges_is_rejected(tmp_path: Path, dtype: str, stored: list[float]) -> None:
+    Image.fromarray(np.array([stored], dtype=dtype)).save(tmp_path / "odd.tiff")
     with pytest.raises(UserError, match=r"odd\.tiff has grey values from .* to .*; save it as 8-bit"):
         open_image(tmp_path / "odd.tiff")
 
 
 def paletted() -> Image.Image:
-    picture = Image.new("P", (2, 1), 1)
-    picture.putpalette([0, 0, 0, 255, 0, 0])
-    picture.putpixel((0, 0), 0)
-    return picture
+    image = Image.new("P", (2, 1), 1)
+    image.putpalette([0, 0, 0, 255, 0, 0])
+    image.putpixel((0, 0), 0)
+    return image
 
 
 def half_transparent(mode: str) -> Image.Image:
-    """A clear black pixel, then a red (or bright) one that covers all."""
-    picture = Image.new("RGBA", (2, 1), (0, 0, 0, 0))
-    picture.putpixel((1, 0), (255, 0, 0, 255))
-    return picture.convert(mode)
+    """A transparent black pixel, then an opaque red (or bright) one."""
+    image = Image.new("RGBA", (2, 1), (0, 0, 0, 0))
+    image.putpixel((1, 0), (255, 0, 0, 255))
+    return image.convert(mode)
 
 
 @pytest.mark.parametrize(
-    ("picture", "options", "expected"),
+    ("image", "options", "expected"),
     [
         pytest.param(half_transparent("RGBA"), {}, [[255, 255, 255], [255, 0, 0]], id="RGBA"),
         pytest.param(half_transparent("LA"), {}, [[255] * 3, [76] * 3], id="LA"),
@@ -171,10 +171,10 @@ def half_transparent(mode: str) -> Image.Image:
         pytest.param(Image.new("RGBA", (2, 1), (0, 0, 0, 51)), {}, [[204] * 3] * 2, id="partly"),
     ],
 )
-def test_transparent_pictures_lie_on_white(
-    tmp_path: Path, picture: Image.Image, options: dict[str, object], expected: list[list[int]]
+def test_transparent_images_get_a_white_background(
+    tmp_path: Path, image: Image.Image, options: dict[str, object], expected: list[list[int]]
 ) -> None:
-    picture.save(tmp_path / "clear.png", **options)
+    image.save(tmp_path / "clear.png", **options)
     assert np.asarray(open_image(tmp_path / "clear.png"))[0].tolist() == expected
 
 
@@ -188,8 +188,8 @@ def test_exif_orientation(tmp_path: Path, upright: bool, size: tuple[int, int]) 
 
 def jpeg_bytes(folder: Path) -> bytes:
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    Image.fromarray(noise).save(folder / "whole.jpg")
-    return (folder / "whole.jpg").read_bytes()
+    Image.fromarray(noise).save(folder / "complete.jpg")
+    return (folder / "complete.jpg").read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -231,7 +231,7 @@ def test_training_pairs(pairs: ReferDataset) -> None:
             }
             np.testing.assert_array_equal(item["image"], resize_image(pairs.image(pair), 64))
             np.testing.assert_array_equal(item["mask"], resize_mask(pairs.mask(pair), 64))
-            np.testing.assert_array_equal(item["tokens"], tokenize([pair.sentence], 17)[0])
+            np.testing.assert_array_equal(item["tokens"], tokenize([pair.text], 17)[0])
             item["image"].zero_()
             item["mask"].zero_()
 

@@ -289,7 +289,7 @@ def test_command_line_of_another_size(larger, shapes_root):
         (["onnx", "-c", "nowhere.safetensors"], "does not exist"),
         (["onnx", "-o", "model.txt"], "must end in .onnx"),
         (["onnx", "-o", "file/model.onnx"], "cannot write"),
-        (["onnx", "-c", "file"], "truncated or no .safetensors|is empty"),
+        (["onnx", "-c", "file"], "truncated or not a .safetensors|is empty"),
         (["trt", "--backend", "tensorrt"], r"pip install"),
         (["trt", "--target", "rtx9999"], "unknown target GPU"),
         (["trt", "--batch", "8,1"], "three numbers"),

@@ -114,9 +114,7 @@ INVALID_REQUESTS = [
         {"image_file": FILE[:0], "sentence": text("mug")}, "image_file is not an image", id="empty-file"
     ),
     pytest.param({"image": PIXELS[:0], "sentence": text("mug")}, "no pixels", id="no-pixels"),
-    pytest.param(
-        {"image": PIXELS, "sentence": text(" \t")}, "is empty; describe the object in words", id="blank"
-    ),
+    pytest.param({"image": PIXELS, "sentence": text(" \t")}, "expression is empty", id="blank-sentence"),
     pytest.param(
         {"image": PIXELS, "sentence": text("red mug on the left")},
         "has 7 tokens, the model takes 5",

@@ -1,4 +1,4 @@
-"""Training runs that take seconds: a small model with a narrow text tower, random pictures, few steps."""
+"""Training runs that take seconds: a small model with a narrow text tower, random images, few steps."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tfanet.errors import UserError
 from tfanet.text import TOWERS
 from tfanet.training.options import TrainingOptions
 
-# The embedding of CLIP's 49408 tokens is most of a small model: 8 numbers a token in place of 64.
+# The embedding of CLIP's 49408 tokens is most of a small model: width 8 instead of 64.
 TOWERS["narrow"] = TOWERS["tiny"] | {"width": 8, "layers": 1}
 
 SMALL = preset(
@@ -27,11 +27,11 @@ SMALL = preset(
 )
 SMALLEST = replace(SMALL, vmamba_dims=(4, 4, 4, 4), mlam_dim=4, decoder_dim=4, cssm_size=2)
 WORDS = 128
-OPTIONS = TrainingOptions(epochs=1, batch=4, rate=1e-3, warmup=0, ema=0.0)
+OPTIONS = TrainingOptions(epochs=1, batch=4, lr=1e-3, warmup=0, ema=0.0)
 
 
 class Squares(Dataset):
-    """Random pictures with a mask of the left half; some can be unreadable."""
+    """Random images with a mask of the left half; those in `broken` are unreadable."""
 
     def __init__(self, count: int = 8, broken: tuple[int, ...] = ()) -> None:
         self.count, self.broken = count, broken
@@ -52,7 +52,7 @@ class Squares(Dataset):
 
 
 class Signalling(Squares):
-    """Sends SIGTERM to this process when a pair is read for the `at`-th time; never where that is 0."""
+    """Sends SIGTERM to this process when the `at`-th sample is read; never if that is 0."""
 
     def __init__(self, count: int, at: int) -> None:
         super().__init__(count)
@@ -71,7 +71,7 @@ def small_model(config: TFANetConfig = SMALL) -> tfanet.TFANet:
 
 
 def smallest_model(config: TFANetConfig = SMALLEST) -> tfanet.TFANet:
-    """With `WORDS` words in place of CLIP's, 15,000 parameters: its checkpoints fit no model of `config`."""
+    """With a vocabulary of `WORDS`: 15,000 parameters; its checkpoints do not fit models of `config`."""
     model = small_model(config)
     model.text.tower.token_embedding = nn.Embedding(WORDS, 8)
     return model
@@ -87,7 +87,7 @@ def losses(out: Path) -> list[float]:
     return [float(row["loss"]) for row in log_rows(out) if row["loss"]]
 
 
-def child_environment() -> dict[str, str]:
+def subprocess_environment() -> dict[str, str]:
     """For scripts that import this module: on the CPU, with one thread."""
     path = os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])
     return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}

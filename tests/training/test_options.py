@@ -1,4 +1,4 @@
-"""Each option does what it says, on a few steps of a small model."""
+"""The effect of each training option, on a few steps of a small model."""
 
 from __future__ import annotations
 
@@ -19,18 +19,17 @@ from torch import nn
 from torch._dynamo import lookup_backend
 
 from tfanet.errors import UserError, VerificationError
-from tfanet.training.loop import evaluate, train
+from tfanet.training.evaluate import evaluate
+from tfanet.training.loop import train
 from tfanet.training.processes import Processes
 from tfanet.training.records import LOG_COLUMNS, draw_curves
 from tfanet.training.steps import Stepper, compiled_parts
-from tfanet.training.trouble import Stop
 from tfanet.vmamba import StochasticDepth
 
 
 def part(items: Iterable[int]) -> dict[str, torch.Tensor]:
-    pairs = Squares()
-    found = [pairs[i] for i in items]
-    return {name: torch.stack([pair[name] for pair in found]) for name in ("image", "tokens", "mask")}
+    samples = [Squares()[i] for i in items]
+    return {name: torch.stack([sample[name] for sample in samples]) for name in ("image", "tokens", "mask")}
 
 
 def one_step(**changes) -> tuple[Stepper, float]:
@@ -38,11 +37,11 @@ def one_step(**changes) -> tuple[Stepper, float]:
     return stepper, stepper.step([part(range(4))], stop=False).loss
 
 
-def moved(stepper: Stepper) -> set[str]:
-    """The parameters that are no longer those of `small_model`."""
+def changed(stepper: Stepper) -> set[str]:
+    """Names of the parameters that differ from those of `small_model`."""
     before = small_model().state_dict()
-    found = stepper.model.named_parameters()
-    return {name for name, tensor in found if not torch.equal(tensor, before[name])}
+    parameters = stepper.model.named_parameters()
+    return {name for name, tensor in parameters if not torch.equal(tensor, before[name])}
 
 
 @pytest.fixture(scope="module")
@@ -51,78 +50,78 @@ def plain() -> tuple[Stepper, float]:
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_half_precision_is_near_but_not_the_same(plain, precision):
+def test_half_precision_has_nearly_the_same_loss(plain, precision):
     other, loss = one_step(precision=precision)
     assert loss == pytest.approx(plain[1], rel=0.02)
     assert loss != plain[1]
     assert all(tensor.dtype == torch.float32 for tensor in other.model.parameters())
-    assert moved(other) == moved(plain[0])
+    assert changed(other) == changed(plain[0])
 
 
-def test_feature_maps_lie_channels_last_and_mean_the_same(plain):
+def test_channels_last_does_not_change_the_loss(plain):
     first, loss = one_step(channels_last=False)
     assert loss == pytest.approx(plain[1], rel=1e-5)
     kernels = [stepper.model.vmamba.layers[0].downsample[1].weight for stepper in (plain[0], first)]
     assert [x.is_contiguous(memory_format=torch.channels_last) for x in kernels] == [True, False]
 
 
-def test_checkpointing_keeps_less_and_has_the_same_gradients():
-    """With stochastic depth, whose draws must be the same when a block is computed again."""
-    found = []
+def test_checkpointing_saves_memory_and_has_the_same_gradients():
+    """With stochastic depth, whose random choices must be the same when a block is recomputed."""
+    results = []
     for checkpointing in (False, True):
         model = small_model(replace(SMALL, vmamba_depths=(3, 1, 1, 1), drop_path=0.5))
         stepper = Stepper(model, replace(OPTIONS, checkpointing=checkpointing), Processes())
         torch.manual_seed(1)
-        kept = []
+        saved = []
 
-        def keep(x, kept=kept):
-            kept.append(x.nbytes)
+        def save(x, saved=saved):
+            saved.append(x.nbytes)
             return x
 
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        with torch.autograd.graph.saved_tensors_hooks(save, lambda x: x):
             stepper.step([part(range(4))], stop=False)
-        found.append((sum(kept), {name: x.grad for name, x in stepper.model.named_parameters()}))
-    (whole, expected), (less, actual) = found
-    assert less < 0.95 * whole
+        results.append((sum(saved), {name: x.grad for name, x in stepper.model.named_parameters()}))
+    (all_bytes, expected), (fewer_bytes, actual) = results
+    assert fewer_bytes < 0.95 * all_bytes
     assert actual.keys() == expected.keys()
     for name, gradient in expected.items():
         torch.testing.assert_close(actual[name], gradient, msg=name)
 
 
-def test_two_accumulated_parts_are_one_batch():
-    """Up to BatchNorm, which sees one part at a time: here it uses its running statistics."""
-    figures, gradients = [], []
+def test_two_accumulation_steps_equal_one_batch():
+    """BatchNorm, whose statistics are of one part at a time, uses its running statistics here."""
+    results, gradients = [], []
     for parts in ([range(8)], [range(4), range(4, 8)]):
         model = small_model().double()
         stepper = Stepper(model, replace(OPTIONS, batch=8, accumulate=len(parts)), Processes())
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.eval().train = lambda mode=True, own=module: own
-        figures.append(stepper.step([part(items) for items in parts], stop=False)[:4])
+        results.append(stepper.step([part(items) for items in parts], stop=False)[:4])
         gradients.append([x.grad for x in model.parameters()])
-    assert figures[1] == pytest.approx(figures[0], rel=1e-6)
+    assert results[1] == pytest.approx(results[0], rel=1e-6)
     for one, two in zip(*gradients, strict=True):
         torch.testing.assert_close(two, one)
 
 
-def test_fp16_scales_less_where_a_gradient_overflows_until_it_cannot():
+def test_fp16_lowers_the_scale_when_a_gradient_overflows():
     stepper = Stepper(small_model(), replace(OPTIONS, precision="fp16"), Processes())
     stepper.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**60)
-    figures = stepper.step([part(range(4))], stop=False)
-    assert figures.done
-    assert not math.isfinite(figures.norm)
+    result = stepper.step([part(range(4))], stop=False)
+    assert result.updated
+    assert not math.isfinite(result.grad_norm)
     assert stepper.scaler.get_scale() == 2.0**59
-    assert moved(stepper) == set()
+    assert changed(stepper) == set()
     with torch.no_grad():
         stepper.model.decoder.score.weight.mul_(1e38)
     stepper.scaler = torch.amp.GradScaler("cpu", init_scale=1.0)
-    assert not stepper.step([part(range(4))], stop=False).done
+    assert not stepper.step([part(range(4))], stop=False).updated
 
 
-def test_a_run_in_fp16_goes_on_with_its_scale_and_in_no_other_precision(tmp_path):
+def test_fp16_run_resumes_with_its_scale_and_in_no_other_precision(tmp_path):
     options = replace(OPTIONS, precision="fp16", epochs=2, save_every=1)
-    state = tmp_path / "broken" / "training.pt"
-    assert train(smallest_model(), Squares(4), Squares(2), tmp_path / "whole", options)
+    state = tmp_path / "interrupted" / "training.pt"
+    assert train(smallest_model(), Squares(4), Squares(2), tmp_path / "uninterrupted", options)
     model = smallest_model()
 
     class Stopped(Squares):
@@ -137,15 +136,15 @@ def test_a_run_in_fp16_goes_on_with_its_scale_and_in_no_other_precision(tmp_path
     with pytest.raises(UserError, match="precision was fp16"):
         train(model, Squares(4), Squares(2), state.parent, replace(options, precision="fp32"), resume=state)
     assert train(smallest_model(), Squares(4), Squares(2), state.parent, options, resume=state)
-    assert losses(state.parent) == losses(tmp_path / "whole")
+    assert losses(state.parent) == losses(tmp_path / "uninterrupted")
     states = [torch.load(path, weights_only=True) for path in tmp_path.glob("*/training.pt")]
     assert states[0]["trained"]["scaler"] == states[1]["trained"]["scaler"]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_the_compiled_parts_have_the_same_gradients(plain, monkeypatch, checkpointing):
-    """Each in one graph, traced with its gradients, kernels left to the next test; validation adds none."""
+def test_compiled_parts_have_the_same_gradients(plain, monkeypatch, checkpointing):
+    """Each part is one graph with its gradients; validation compiles none. The next test compiles kernels."""
     graphs = []
 
     def backend(module, inputs):
@@ -157,18 +156,18 @@ def test_the_compiled_parts_have_the_same_gradients(plain, monkeypatch, checkpoi
     assert loss == pytest.approx(plain[1], rel=1e-5)
     for one, two in zip(plain[0].model.parameters(), other.model.parameters(), strict=True):
         torch.testing.assert_close(two.grad, one.grad, rtol=1e-4, atol=1e-5)
-    assert len(graphs) == len(compiled_parts(other.model))  # no two have the same sizes
+    assert len(graphs) == len(compiled_parts(other.model))  # no two parts have the same sizes
 
-    def loader(pairs, batches):
+    def loader(samples, batches):
         return (part(batch) | {"index": torch.tensor(batch)} for batch in batches)
 
-    evaluate(other, Squares(3), loader, 0, Stop(), None, "")
+    evaluate(other, Squares(3), loader)
     assert len(graphs) == len(compiled_parts(other.model))
 
 
 @pytest.mark.slow
-def test_a_compiled_block_computes_the_same():
-    """With the compiler's own kernels, which for a whole model take many minutes on a CPU."""
+def test_compiled_block_computes_the_same():
+    """With the compiler's kernels, which take many minutes to compile for a whole model on a CPU."""
     block = small_model().vmamba.stages[0].blocks[0].train()
     compiled = deepcopy(block)
     compiled.compile(dynamic=False)
@@ -181,7 +180,7 @@ def test_a_compiled_block_computes_the_same():
         torch.testing.assert_close(two.grad, one.grad, rtol=1e-4, atol=1e-5)
 
 
-def test_blocks_that_differ_in_their_depth_rate_share_compiled_code():
+def test_blocks_of_different_stochastic_depth_share_compiled_code():
     model = small_model(replace(SMALL, vmamba_depths=(4, 1, 1, 1), drop_path=0.5)).train()
     graphs = []
 
@@ -193,7 +192,7 @@ def test_blocks_that_differ_in_their_depth_rate_share_compiled_code():
     for block in model.vmamba.stages[0].blocks:
         block.compile(dynamic=False, backend=backend)
         x = block(x)
-    assert len(graphs) == 2  # the first rate is 0: nothing is drawn
+    assert len(graphs) == 2  # the first rate is 0: no random choice
 
 
 def test_stochastic_depth_keeps_the_mean():
@@ -203,17 +202,17 @@ def test_stochastic_depth_keeps_the_mean():
     y = branch.train()(x)
     assert set(y.flatten().tolist()) == {0.0, torch.tensor(1 / 0.75).item()}
     assert torch.equal(y[:, 0], y[:, 1])
-    assert y.mean().item() == pytest.approx(1, abs=0.03)  # a deviation of the mean is 0.009
+    assert y.mean().item() == pytest.approx(1, abs=0.03)  # the standard deviation of the mean is 0.009
     assert branch.eval()(x) is x
     assert StochasticDepth(0.0).train()(x) is x
 
 
-def test_frozen_parts_stay():
+def test_frozen_parts_do_not_change():
     stepper, _ = one_step(freeze=("backbone", "text"))
-    assert {name.partition(".")[0] for name in moved(stepper)} == {"plus", "fusion", "decoder"}
+    assert {name.partition(".")[0] for name in changed(stepper)} == {"plus", "fusion", "decoder"}
 
 
-def test_the_average_follows_the_weights():
+def test_moving_average_follows_the_weights():
     """The first step copies; the second moves by 1 - min(decay, (1 + 1) / (10 + 1))."""
     stepper = Stepper(small_model(), replace(OPTIONS, ema=0.9999), Processes())
     stepper.step([part(range(4))], stop=False)
@@ -225,8 +224,8 @@ def test_the_average_follows_the_weights():
         torch.testing.assert_close(mean, first[name].lerp(value, 9 / 11), msg=name)
 
 
-def test_the_averaged_model_computes():
-    """Buffers are averaged, too, and one of them, the text tower's causal mask, holds infinities."""
+def test_averaged_model_has_finite_outputs():
+    """One of the buffers, the text tower's causal mask, has infinities, whose average is NaN."""
     stepper = Stepper(small_model(), replace(OPTIONS, ema=0.9999), Processes())
     for _ in range(3):
         stepper.step([part(range(4))], stop=False)
@@ -236,17 +235,17 @@ def test_the_averaged_model_computes():
     assert torch.isfinite(logits).all()
 
 
-def test_a_batch_that_is_not_finite_changes_nothing():
+def test_non_finite_batch_changes_no_weight():
     stepper = Stepper(small_model(), OPTIONS, Processes())
     with torch.no_grad():
         stepper.model.decoder.lateral[0][0].weight[0, 0, 0, 0] = float("inf")
     before = {name: tensor.clone() for name, tensor in stepper.model.state_dict().items()}
-    assert not stepper.step([part(range(4))], stop=False).done
+    assert not stepper.step([part(range(4))], stop=False).updated
     for name, tensor in stepper.model.state_dict().items():
         assert torch.equal(tensor, before[name]), name
 
 
-def test_batches_that_are_not_finite_are_named_counted_and_limited(tmp_path, monkeypatch, capsys):
+def test_non_finite_batches_are_reported_and_limited(tmp_path, monkeypatch, capsys):
     model = small_model()
     forward = type(model).forward
     calls = []
@@ -258,28 +257,28 @@ def test_batches_that_are_not_finite_are_named_counted_and_limited(tmp_path, mon
     monkeypatch.setattr(type(model), "forward", sometimes)
     options = replace(OPTIONS, skip_nonfinite=2)
     assert train(model, Squares(16), Squares(2), tmp_path / "two", options)
-    assert capsys.readouterr().err.count("left out: the loss is nan") == 2
+    assert capsys.readouterr().err.count("skipped: loss nan") == 2
     calls.clear()
-    with pytest.raises(VerificationError, match=r"nan at step 2: pair \d+; pair \d+; pair \d+; pair \d+;"):
+    with pytest.raises(VerificationError, match=r"nan at step 2: (sample \d+; ){3}sample \d+"):
         train(model, Squares(16), Squares(2), tmp_path / "one", replace(OPTIONS, skip_nonfinite=1))
 
 
-def test_pairs_that_cannot_be_read_are_listed_once_or_fatal(tmp_path, capsys):
+def test_unreadable_samples_are_reported_once_and_limited(tmp_path, capsys):
     pairs = Squares(8, broken=(3, 4))
     assert train(small_model(), pairs, Squares(2), tmp_path, replace(OPTIONS, epochs=2, skip_broken=2))
     shown = capsys.readouterr().err
-    assert shown.count("left out: pair 3: image 3.jpg is damaged") == 1
-    assert shown.count("left out: pair 4: image 4.jpg is damaged") == 1
-    with pytest.raises(UserError, match="2 pairs cannot be read"):
+    assert shown.count("skipped: sample 3: image 3.jpg is damaged") == 1
+    assert shown.count("skipped: sample 4: image 4.jpg is damaged") == 1
+    with pytest.raises(UserError, match="2 samples are unreadable"):
         train(small_model(), pairs, Squares(2), tmp_path / "limit", replace(OPTIONS, skip_broken=1))
-    with pytest.raises(UserError, match=r"pair [34]: image [34].jpg is damaged"):
+    with pytest.raises(UserError, match=r"sample [34]: image [34].jpg is damaged"):
         train(small_model(), pairs, Squares(2), tmp_path / "fatal", OPTIONS)
 
 
-def test_a_full_disk_is_one_line_and_the_last_state_stays(tmp_path):
-    """A file may grow to 100 kB: the log fits, the state of 10 MB does not."""
+def test_full_disk_is_one_line_and_the_last_state_stays(tmp_path):
+    """With a file size limit of 100 kB: the log fits, the state of 10 MB does not."""
     assert train(small_model(), Squares(), Squares(2), tmp_path, OPTIONS)
-    kept = {name: (tmp_path / name).read_bytes() for name in ("training.pt", "model.safetensors")}
+    before = {name: (tmp_path / name).read_bytes() for name in ("training.pt", "model.safetensors")}
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
     try:
@@ -287,11 +286,11 @@ def test_a_full_disk_is_one_line_and_the_last_state_stays(tmp_path):
             train(small_model(), Squares(), Squares(2), tmp_path, OPTIONS)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert {name: (tmp_path / name).read_bytes() for name in kept} == kept
+    assert {name: (tmp_path / name).read_bytes() for name in before} == before
     assert not list(tmp_path.glob(".*"))
 
 
-def test_what_is_seen(tmp_path):
+def test_run_writes_its_records(tmp_path):
     assert train(small_model(), Squares(), Squares(2), tmp_path, OPTIONS, splits={"val": Squares(2)})
     from PIL import Image
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -305,22 +304,22 @@ def test_what_is_seen(tmp_path):
     assert (tmp_path / "splits.csv").read_text().startswith("split,expressions,mIoU,oIoU\nval,2,")
 
 
-def test_one_validation_can_be_seen():
-    """A line of one point is none."""
+def test_single_point_of_a_curve_is_visible():
+    """A line through one point would be invisible."""
     row = dict.fromkeys(LOG_COLUMNS, "") | {"step": "4", "val_miou": "0.5"}
     first_colour = (31, 119, 180)
 
-    def drawn(rows):
+    def coloured_pixels(rows):
         return (np.asarray(draw_curves(rows)) == first_colour).all(axis=2).sum()
 
-    assert drawn([row]) > drawn([])
+    assert coloured_pixels([row]) > coloured_pixels([])
 
 
-def test_a_long_noisy_loss_is_drawn_as_its_mean():
-    """Alternating between two values it would be a block of colour; its mean is a line half way up."""
+def test_long_noisy_loss_has_a_moving_average():
+    """A loss alternating between two values would fill the plot; its mean is a line at half the height."""
     blank = dict.fromkeys(LOG_COLUMNS, "")
     rows = [blank | {"step": str(step), "loss": str(step % 2)} for step in range(600)]
     first_colour = np.array([31, 119, 180])
     full = (np.abs(np.asarray(draw_curves(rows)) - first_colour) < 60).all(axis=2)
-    across = full[:, 60:420].mean(axis=1) > 0.5  # rows that the first curve fills
+    across = full[:, 60:420].mean(axis=1) > 0.5  # pixel rows mostly covered by the curve
     assert 0 < across.sum() < 8

@@ -1,4 +1,4 @@
-"""Signals reach every process of a run, and stop it between two steps, in a measurement as in an epoch."""
+"""Signals to every process of a run stop it between two steps, in training and in validation."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from small_runs import OPTIONS, Signalling, Squares, child_environment, log_rows, smallest_model
+from small_runs import OPTIONS, Signalling, Squares, log_rows, smallest_model, subprocess_environment
 
 from tfanet.errors import UserError
 from tfanet.training.loop import train
-from tfanet.training.processes import joined
+from tfanet.training.processes import join_processes
 
 GROUP = """
 import os, signal, subprocess, sys
@@ -34,13 +34,13 @@ def signalled(self, *arguments):
     return step(self, *arguments)
 
 Stepper.step = signalled
-signal.signal(signal.SIGINT, signal.default_int_handler)  # pytest may run in a shell's background
+signal.signal(signal.SIGINT, signal.default_int_handler)  # pytest may run in the background of a shell
 options = replace(OPTIONS, workers=2)
 print(train(smallest_model(), Squares(64), Squares(2), Path(sys.argv[1]), options))
 """
 
 
-class Deadly(Squares):
+class KillsLoader(Squares):
     def __getitem__(self, index):
         os.kill(os.getpid(), signal.SIGKILL)
 
@@ -50,38 +50,43 @@ def state(out):
 
 
 def signalled(out, name, times):
-    """A run with loader processes that sends a signal to all of its processes in each of the first steps."""
+    """A run with loader processes that signals all its processes in each of the first `times` steps."""
     command = [sys.executable, "-c", GROUP, out, name, str(times)]
     return subprocess.run(
-        command, env=child_environment(), capture_output=True, text=True, timeout=100, start_new_session=True
+        command,
+        env=subprocess_environment(),
+        capture_output=True,
+        text=True,
+        timeout=100,
+        start_new_session=True,
     )
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
-def test_a_signal_to_all_processes_leaves_the_loaders_to_the_run(tmp_path, name):
-    """As a terminal, torchrun and a cluster send it."""
+def test_loader_processes_ignore_a_signal_to_all_processes(tmp_path, name):
+    """As sent by a terminal, torchrun and a cluster."""
     done = signalled(tmp_path, name, 1)
     assert (done.returncode, done.stdout) == (0, "False\n"), done.stderr[-2000:]
     assert 1 <= state(tmp_path)["step"] < 16
 
 
 @pytest.mark.parametrize(("name", "codes"), [("SIGINT", (1, -2)), ("SIGTERM", (-15,))])
-def test_the_second_signal_ends_the_run_at_once_and_its_loaders(tmp_path, name, codes):
+def test_second_signal_ends_the_run_and_its_loaders_at_once(tmp_path, name, codes):
     assert signalled(tmp_path, name, 2).returncode in codes
     assert not (tmp_path / "training.pt").exists()
 
 
-def test_a_loader_process_that_dies_is_one_line(tmp_path):
+def test_dead_loader_process_is_one_line(tmp_path):
     with pytest.raises(UserError, match=r"^DataLoader worker \(pid.* fewer --workers"):
-        train(smallest_model(), Deadly(), Squares(2), tmp_path, replace(OPTIONS, workers=1))
+        train(smallest_model(), KillsLoader(), Squares(2), tmp_path, replace(OPTIONS, workers=1))
 
 
-def test_a_pair_that_a_loader_process_cannot_read_is_one_line(tmp_path):
-    with pytest.raises(UserError, match=r"^pair 3: image 3.jpg is damaged$"):
+def test_unreadable_sample_in_a_loader_process_is_one_line(tmp_path):
+    with pytest.raises(UserError, match=r"^sample 3: image 3.jpg is damaged$"):
         train(smallest_model(), Squares(8, (3,)), Squares(2), tmp_path, replace(OPTIONS, workers=2))
 
 
-def test_no_measurement_begins_after_the_signal(tmp_path):
+def test_no_validation_starts_after_the_signal(tmp_path):
     options = replace(OPTIONS, epochs=2)
     assert not train(smallest_model(), Signalling(8, at=8), Squares(2), tmp_path, options)
     assert (state(tmp_path)["step"], state(tmp_path)["validated"]) == (2, 0)
@@ -90,41 +95,40 @@ def test_no_measurement_begins_after_the_signal(tmp_path):
     assert [row["step"] for row in log_rows(tmp_path) if row["val_miou"]] == ["2", "4"]
 
 
-def test_a_measurement_under_way_is_broken_off_and_made_anew(tmp_path):
+def test_interrupted_validation_is_repeated_on_resume(tmp_path):
     validation = Signalling(100, at=5)
     assert not train(smallest_model(), Squares(8), validation, tmp_path, OPTIONS)
     assert validation.served == 32  # one batch
     assert (state(tmp_path)["step"], state(tmp_path)["validated"]) == (2, 0)
     resume, splits = tmp_path / "training.pt", {"val": Signalling(100, at=5)}
-    again = {"resume": resume, "splits": splits}
-    assert not train(smallest_model(), Squares(8), validation, tmp_path, OPTIONS, **again)
+    resumed = {"resume": resume, "splits": splits}
+    assert not train(smallest_model(), Squares(8), validation, tmp_path, OPTIONS, **resumed)
     assert not (tmp_path / "splits.csv").exists()
-    assert train(smallest_model(), Squares(8), validation, tmp_path, OPTIONS, **again)
+    assert train(smallest_model(), Squares(8), validation, tmp_path, OPTIONS, **resumed)
     assert (tmp_path / "splits.csv").read_text().startswith("split,expressions,mIoU,oIoU\nval,100,")
 
 
-def test_a_run_that_goes_on_in_another_folder_has_its_best_weights_there(tmp_path):
+def test_run_resumed_in_another_folder_saves_its_best_weights_there(tmp_path):
     first, second = tmp_path / "first", tmp_path / "second"
     options = replace(OPTIONS, epochs=2)
     assert not train(smallest_model(), Signalling(8, at=9), Squares(2), first, options)
-    kept = state(first)
-    torch.save(kept | {"best": 2.0}, first / "training.pt")
-    again = {"resume": first / "training.pt"}
-    assert train(smallest_model(), Squares(8), Squares(2), second, options, **again)
+    torch.save(state(first) | {"best": 2.0}, first / "training.pt")
+    resumed = {"resume": first / "training.pt"}
+    assert train(smallest_model(), Squares(8), Squares(2), second, options, **resumed)
     assert (second / "best.safetensors").exists()
 
 
-def test_more_processes_than_gpus_are_one_line(monkeypatch):
+def test_more_processes_than_gpus_is_an_error(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(UserError, match="on a machine of 1 GPUs"), joined("cuda"):
+    with pytest.raises(UserError, match="on a machine with 1 GPUs"), join_processes("cuda"):
         pass
 
 
-def test_a_warm_up_longer_than_the_run_is_told(tmp_path, capsys):
+def test_warmup_longer_than_the_run_is_reported(tmp_path, capsys):
     assert train(smallest_model(), Squares(8), Squares(2), tmp_path, replace(OPTIONS, warmup=20))
     assert (
-        "the warm-up of 20 steps is longer than the run of 2: the rate reaches 10% of"
+        "the warm-up of 20 steps is longer than the run of 2: the learning rate reaches 10% of"
         in capsys.readouterr().err
     )

@@ -1,41 +1,34 @@
-"""Training: it learns, it resumes to the same weights, and it fails in one line."""
+"""Training: the loss falls, a run resumes to the same weights, faults end in one line; the schedule."""
 
 from __future__ import annotations
 
 import os
-import re
-import shutil
 import signal
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 from small_runs import SMALLEST, log_rows, losses, small_model
 from torch.utils.data import ConcatDataset, Dataset
-from typer.testing import CliRunner
 
 import tfanet
-from tfanet.checkpoint import save_model
 from tfanet.config import preset
-from tfanet.data.packed import pack
-from tfanet.data.refer import ReferDataset, ReferFiles
+from tfanet.data.refer import ReferDataset
 from tfanet.data.transforms import TrainingPairs
 from tfanet.errors import UserError, VerificationError
-from tfanet.training.cli import _evaluation_command, app
 from tfanet.training.loop import train
 from tfanet.training.losses import segmentation_loss
 from tfanet.training.options import RECIPES, TrainingOptions
-from tfanet.training.schedule import epoch_batches, parameter_groups, rate_factor, shares
+from tfanet.training.schedule import epoch_batches, lr_factor, parameter_groups, rank_batches
 from tfanet.training.state import FORMAT, load_state
 
 SMALL = replace(SMALLEST, drop_path=0.2)
-OPTIONS = TrainingOptions(epochs=2, batch=4, rate=1e-3, warmup=2, save_every=2, precision="fp32")
+OPTIONS = TrainingOptions(epochs=2, batch=4, lr=1e-3, warmup=2, save_every=2, precision="fp32")
 
 
-class FirstPairs(Dataset):
-    """The first `count` pairs; at item `kill_at`, counted over all epochs, the process gets SIGTERM."""
+class FirstSamples(Dataset):
+    """The first `count` samples; at item `kill_at`, counted over all epochs, the process gets SIGTERM."""
 
     def __init__(self, root, count=12, kill_at=None):
         self.pairs = TrainingPairs(
@@ -54,59 +47,61 @@ class FirstPairs(Dataset):
         return self.pairs[index]
 
 
-def test_an_interrupted_run_ends_with_the_same_weights(shapes_root, tmp_path):
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    validation = FirstPairs(shapes_root, 4)
-    assert train(small_model(SMALL), FirstPairs(shapes_root), validation, whole, OPTIONS)
+def test_interrupted_run_ends_with_the_same_weights(shapes_root, tmp_path):
+    uninterrupted, interrupted = tmp_path / "uninterrupted", tmp_path / "interrupted"
+    validation = FirstSamples(shapes_root, 4)
+    assert train(small_model(SMALL), FirstSamples(shapes_root), validation, uninterrupted, OPTIONS)
 
-    interrupted = FirstPairs(shapes_root, kill_at=4 * 4)  # while the fourth of six batches is loaded
-    assert not train(small_model(SMALL), interrupted, validation, broken, OPTIONS)
-    state = broken / "training.pt"
+    samples = FirstSamples(shapes_root, kill_at=4 * 4)  # while the fourth of six batches is loaded
+    assert not train(small_model(SMALL), samples, validation, interrupted, OPTIONS)
+    state = interrupted / "training.pt"
     assert load_state(state, SMALL, OPTIONS.fixed()).step == 4
-    with (broken / "log.csv").open("a") as file:
-        file.write("x,")  # a row that a crash tore
+    with (interrupted / "log.csv").open("a") as file:
+        file.write("x,")  # a row truncated by a crash
     torch.manual_seed(99)
-    assert train(small_model(SMALL), FirstPairs(shapes_root), validation, broken, OPTIONS, resume=state)
+    assert train(
+        small_model(SMALL), FirstSamples(shapes_root), validation, interrupted, OPTIONS, resume=state
+    )
 
-    expected = tfanet.load_model(whole / "model.safetensors").state_dict()
-    actual = tfanet.load_model(broken / "model.safetensors").state_dict()
+    expected = tfanet.load_model(uninterrupted / "model.safetensors").state_dict()
+    actual = tfanet.load_model(interrupted / "model.safetensors").state_dict()
     for name, tensor in expected.items():
         assert torch.equal(actual[name], tensor), name
-    logs = [log_rows(folder) for folder in (whole, broken)]
+    logs = [log_rows(folder) for folder in (uninterrupted, interrupted)]
     assert [row["loss"] for row in logs[0]] == [row["loss"] for row in logs[1]]
     assert [row["step"] for row in logs[1] if row["loss"]] == ["1", "2", "3", "4", "5", "6"]
     assert [row["step"] for row in logs[0] if row["val_miou"]] == ["3", "6"]
 
 
-def test_it_learns(shapes_root, tmp_path):
-    """Four pairs by heart: the loss of the last steps is well below that of the first."""
-    options = TrainingOptions(epochs=1, batch=4, warmup=5, rate=3e-3, ema=0.0)
-    pairs = ConcatDataset([FirstPairs(shapes_root, 4)] * 24)
-    train(small_model(), pairs, FirstPairs(shapes_root, 4), tmp_path, options)
-    seen = losses(tmp_path)
-    assert len(seen) == 24
-    assert sum(seen[-3:]) < 0.75 * sum(seen[:3])
+def test_loss_falls(shapes_root, tmp_path):
+    """On the same four samples, the loss of the last steps is well below that of the first."""
+    options = TrainingOptions(epochs=1, batch=4, warmup=5, lr=3e-3, ema=0.0)
+    samples = ConcatDataset([FirstSamples(shapes_root, 4)] * 24)
+    train(small_model(), samples, FirstSamples(shapes_root, 4), tmp_path, options)
+    values = losses(tmp_path)
+    assert len(values) == 24
+    assert sum(values[-3:]) < 0.75 * sum(values[:3])
 
 
-def test_a_loss_that_is_not_finite_stops(shapes_root, tmp_path):
+def test_non_finite_loss_fails(shapes_root, tmp_path):
     model = small_model(SMALL)
     with torch.no_grad():
         model.decoder.score.bias[0] = float("nan")
-    with pytest.raises(VerificationError, match=r"the loss is nan.* at step 1: image \d+ '"):
-        train(model, FirstPairs(shapes_root), FirstPairs(shapes_root, 4), tmp_path, OPTIONS)
+    with pytest.raises(VerificationError, match=r"loss nan.* at step 1: image \d+ '"):
+        train(model, FirstSamples(shapes_root), FirstSamples(shapes_root, 4), tmp_path, OPTIONS)
     assert not (tmp_path / "model.safetensors").exists()
 
 
-def test_weights_that_are_not_finite_are_not_saved(shapes_root, tmp_path):
-    options = TrainingOptions(epochs=1, batch=4, warmup=0, rate=1e30, ema=0.0)
-    with pytest.raises(VerificationError, match=r"not finite|the loss is"):
-        train(small_model(SMALL), FirstPairs(shapes_root), FirstPairs(shapes_root, 4), tmp_path, options)
+def test_non_finite_weights_are_not_saved(shapes_root, tmp_path):
+    options = TrainingOptions(epochs=1, batch=4, warmup=0, lr=1e30, ema=0.0)
+    with pytest.raises(VerificationError, match=r"not finite|loss (nan|inf)"):
+        train(small_model(SMALL), FirstSamples(shapes_root), FirstSamples(shapes_root, 4), tmp_path, options)
     assert not (tmp_path / "model.safetensors").exists()
     assert not (tmp_path / "training.pt").exists()
 
 
-@pytest.mark.parametrize("content", [b"", b"not a state", None], ids=["empty", "garbage", "other-kind"])
-def test_a_damaged_state_is_one_line(tmp_path, content):
+@pytest.mark.parametrize("content", [b"", b"not a state", None], ids=["empty", "garbage", "another-file"])
+def test_damaged_state_is_one_line(tmp_path, content):
     path = tmp_path / "training.pt"
     if content is None:
         torch.save({"weights": torch.zeros(2)}, path)
@@ -116,21 +111,21 @@ def test_a_damaged_state_is_one_line(tmp_path, content):
         load_state(path, SMALL, OPTIONS.fixed())
 
 
-def test_a_state_cut_anywhere_is_one_line(tmp_path):
+def test_truncated_state_is_one_line(tmp_path):
     path = tmp_path / "training.pt"
     torch.save({"format": FORMAT, "trained": {"model": torch.zeros(2000)}}, path)
-    whole = path.read_bytes()
-    for length in range(1, len(whole), 500):
-        path.write_bytes(whole[:length])
+    content = path.read_bytes()
+    for length in range(1, len(content), 500):
+        path.write_bytes(content[:length])
         with pytest.raises(UserError, match=r"training\.pt is damaged"):
             load_state(path, SMALL, OPTIONS.fixed())
 
 
-def test_a_run_with_other_options_is_not_resumed(shapes_root, tmp_path):
+def test_run_with_other_options_is_not_resumed(shapes_root, tmp_path):
     train(
         small_model(SMALL),
-        FirstPairs(shapes_root, 4),
-        FirstPairs(shapes_root, 4),
+        FirstSamples(shapes_root, 4),
+        FirstSamples(shapes_root, 4),
         tmp_path,
         TrainingOptions(1, 4),
     )
@@ -140,18 +135,33 @@ def test_a_run_with_other_options_is_not_resumed(shapes_root, tmp_path):
         load_state(tmp_path / "training.pt", preset("tiny"), TrainingOptions(1, 4).fixed())
 
 
-def test_the_rate_rises_stays_and_falls():
-    rates = [rate_factor(step, 100, 10, 50) for step in range(100)]
-    assert rates[0] == pytest.approx(0.1)
-    assert rates[9:51] == [1.0] * 42
-    assert rates[75] == pytest.approx(0.5)
-    assert rates[99] == pytest.approx(0.02)
+def test_state_of_version_0_1_is_resumed(tmp_path):
+    """Its options have the names `rate` and `sentences`, and no `split_by`."""
+    old = OPTIONS.fixed()
+    old |= {"rate": old.pop("lr"), "sentences": old.pop("expressions")}
+    del old["split_by"]
+    state = {"config": SMALL.to_json(), "options": old, "step": 3, "validated": 1, "best": 0.5, "skipped": 0}
+    path = tmp_path / "training.pt"
+    torch.save({"format": "tfanet-training-2", **state, "trained": {}, "rng": [], "cuda_rng": []}, path)
+    assert load_state(path, SMALL, OPTIONS.fixed()).step == 3
+    with pytest.raises(UserError, match=r"with other options: lr was 0\.001$"):
+        load_state(path, SMALL, replace(OPTIONS, lr=2e-3).fixed())
+    with pytest.raises(UserError, match=r"with other options: expressions was one$"):
+        load_state(path, SMALL, replace(OPTIONS, expressions="all").fixed())
+
+
+def test_learning_rate_schedule():
+    lrs = [lr_factor(step, 100, 10, 50) for step in range(100)]
+    assert lrs[0] == pytest.approx(0.1)
+    assert lrs[9:51] == [1.0] * 42
+    assert lrs[75] == pytest.approx(0.5)
+    assert lrs[99] == pytest.approx(0.02)
 
 
 @pytest.mark.parametrize(
     ("name", "tokens"), [("paper-refcoco", 17), ("paper-refcoco+", 17), ("paper-gref", 22)]
 )
-def test_the_papers_recipe(name, tokens):
+def test_paper_recipe(name, tokens):
     """Section 4.1: 480 x 480, 17 or 22 tokens, 50 epochs, decay from 25, batch 8."""
     recipe = RECIPES[name]
     assert recipe.token_length == tokens
@@ -162,43 +172,43 @@ def test_the_papers_recipe(name, tokens):
 
 
 def test_epoch_batches_are_a_permutation_and_continue():
-    each = [[index] for index in range(23)]
-    whole = epoch_batches(each, 4, seed=1, epoch=2)
-    drawn = [index for batch in whole for index in batch]
-    assert len(drawn) == len(set(drawn))
-    assert [len(batch) for batch in whole] == [4] * 5
-    assert epoch_batches(each, 4, seed=1, epoch=2, start=3) == whole[3:]
-    assert epoch_batches(each, 4, seed=1, epoch=3) != whole
+    references = [[index] for index in range(23)]
+    batches = epoch_batches(references, 4, seed=1, epoch=2)
+    indices = [index for batch in batches for index in batch]
+    assert len(indices) == len(set(indices))
+    assert [len(batch) for batch in batches] == [4] * 5
+    assert epoch_batches(references, 4, seed=1, epoch=2, start=3) == batches[3:]
+    assert epoch_batches(references, 4, seed=1, epoch=3) != batches
 
 
-def test_an_epoch_has_one_sentence_of_each_reference():
-    """As LAVT trains: over the epochs every sentence comes, none twice in one epoch."""
+def test_epoch_has_one_expression_of_each_reference():
+    """As LAVT trains: every expression in some epoch, one of each reference per epoch."""
     references = [[0], [1, 2, 3], [4, 5], [6, 7, 8, 9]]
-    reference_of = {place: number for number, places in enumerate(references) for place in places}
-    seen = Counter()
+    reference_of = {index: number for number, indices in enumerate(references) for index in indices}
+    counts = Counter()
     for epoch in range(300):
-        drawn = [index for batch in epoch_batches(references, 2, seed=0, epoch=epoch) for index in batch]
-        assert sorted(reference_of[index] for index in drawn) == [0, 1, 2, 3]
-        seen.update(drawn)
-    for places in references:
-        for place in places:
-            assert seen[place] == pytest.approx(300 / len(places), rel=0.3)
+        chosen = [index for batch in epoch_batches(references, 2, seed=0, epoch=epoch) for index in batch]
+        assert sorted(reference_of[index] for index in chosen) == [0, 1, 2, 3]
+        counts.update(chosen)
+    for indices in references:
+        for index in indices:
+            assert counts[index] == pytest.approx(300 / len(indices), rel=0.3)
 
 
 @pytest.mark.parametrize(("parts", "world"), [(1, 1), (1, 3), (2, 3), (4, 1)])
-def test_processes_share_every_batch(parts, world):
+def test_every_batch_is_divided_among_processes(parts, world):
     batches = epoch_batches([[index] for index in range(40)], 12, seed=0, epoch=0)
-    drawn = [list(shares(batches, parts, rank, world)) for rank in range(world)]
-    for place, batch in enumerate(batches):
-        pieces = [drawn[rank][place * parts + part] for part in range(parts) for rank in range(world)]
+    by_rank = [list(rank_batches(batches, parts, rank, world)) for rank in range(world)]
+    for i, batch in enumerate(batches):
+        pieces = [by_rank[rank][i * parts + part] for part in range(parts) for rank in range(world)]
         assert [index for piece in pieces for index in piece] == batch
 
 
-def test_groups_have_their_rates_and_no_weight_decay_where_it_would_hurt(random_model):
+def test_parameter_groups_have_their_learning_rate_and_weight_decay(random_model):
     groups = parameter_groups(random_model, 0.01, {"backbone": 1.0, "text": 2.0, "rest": 3.0})
     names = {id(p): name for name, p in random_model.named_parameters()}
     of = {(group["part"], group["weight_decay"]): {names[id(p)] for p in group["params"]} for group in groups}
-    assert {key: {name.partition(".")[0] for name in found} for key, found in of.items()} == {
+    assert {key: {name.partition(".")[0] for name in names} for key, names in of.items()} == {
         **{key: {"vmamba"} for key in [("backbone", 0.01), ("backbone", 0.0)]},
         **{key: {"text"} for key in [("text", 0.01), ("text", 0.0)]},
         **{key: {"plus", "fusion", "decoder"} for key in [("rest", 0.01), ("rest", 0.0)]},
@@ -209,7 +219,7 @@ def test_groups_have_their_rates_and_no_weight_decay_where_it_would_hurt(random_
     assert "text.tower.token_embedding.weight" in of["text", 0.0]
     assert "decoder.alpha" in of["rest", 0.0]
     assert all(p.ndim > 1 for group in groups if group["weight_decay"] for p in group["params"])
-    assert sum(len(found) for found in of.values()) == len(names)
+    assert sum(len(group) for group in of.values()) == len(names)
 
 
 def test_loss_by_hand():
@@ -218,161 +228,3 @@ def test_loss_by_hand():
     assert loss.bce.item() == pytest.approx(0.6931472 * 3.8 / 4)
     assert loss.dice.item() == pytest.approx(0.5)
     assert loss.total.item() == pytest.approx(loss.bce.item() + loss.dice.item())
-
-
-def test_command_line(shapes_root, tmp_path):
-    arguments = ["--data", str(shapes_root), "--out", str(tmp_path / "run"), "--epochs", "1", "--batch", "4"]
-    arguments += ["--limit", "4", "--validate", "4"]
-    result = CliRunner().invoke(app, arguments, catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    stored = tmp_path / "run" / "model.safetensors"
-    assert f"next: tfanet-eval --engine {stored} --data {shapes_root}\n" in result.output
-    assert re.match(
-        r"on (cpu, scans (vectorised|compiled)|cuda, scans by \w+)", result.output.splitlines()[1]
-    )
-    assert tfanet.load_model(tmp_path / "run" / "model.safetensors").config == preset("tiny")
-    with pytest.raises(UserError, match="holds a run already"):
-        CliRunner().invoke(app, arguments, catch_exceptions=False)
-    with pytest.raises(UserError, match="with other options: data was refcoco"):
-        CliRunner().invoke(app, [*arguments, "--resume", "auto", "--limit", "8"], catch_exceptions=False)
-    with pytest.raises(UserError, match="half_weights was False"):
-        CliRunner().invoke(app, [*arguments, "--resume", "auto", "--half-weights"], catch_exceptions=False)
-
-
-def test_command_line_of_another_size_and_variant(shapes_root, tmp_path):
-    arguments = ["--data", str(shapes_root), "--out", str(tmp_path / "run"), "--epochs", "1", "--batch", "4"]
-    arguments += ["--limit", "4", "--validate", "4", "--image-size", "64", "--variant", "b"]
-    result = CliRunner().invoke(app, arguments, catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    trained = tfanet.load_model(tmp_path / "run" / "model.safetensors").config
-    assert trained == preset("tiny", image_size=64, variant="b")
-    assert trained.alignment == "none"
-
-
-def test_command_line_begins_with_given_weights(shapes_root, tmp_path):
-    start = tmp_path / "start.safetensors"
-    save_model(tfanet.build_model("tiny", variant="b"), start, dtype=torch.float16)
-    arguments = ["--data", str(shapes_root), "--out", str(tmp_path / "run"), "--epochs", "1", "--batch", "4"]
-    arguments += [
-        "--limit",
-        "4",
-        "--validate",
-        "4",
-        "--image-size",
-        "32",
-        "--rate",
-        "0",
-        "--start",
-        str(start),
-    ]
-    CliRunner().invoke(app, [*arguments, "--variant", "b"], catch_exceptions=False)
-    begun = dict(tfanet.load_model(start).named_parameters())
-    for name, parameter in tfanet.load_model(tmp_path / "run" / "model.safetensors").named_parameters():
-        assert torch.equal(parameter, begun[name]), name
-    with pytest.raises(UserError, match=r"start.safetensors is a model of other sizes"):
-        CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "other")], catch_exceptions=False)
-
-
-def test_command_line_trains_one_sentence_a_reference_from_pictures_or_a_cache(shapes_root, tmp_path):
-    root, out = tmp_path / "set", tmp_path / "run"
-    shutil.copytree(shapes_root, root)
-    references = len({pair.ref_id for pair in ReferDataset(root, "refcoco", "train")})
-    arguments = ["--data", str(root), "--out", str(out), "--epochs", "1", "--batch", "4", "--validate", "4"]
-    arguments += ["--image-size", "32", "--sentences", "one", "--variant", "a"]
-    result = CliRunner().invoke(app, arguments, catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    assert len(losses(out)) == references // 4
-    cached = ["--cache", str(tmp_path / "packed"), "--out", str(tmp_path / "cached")]
-    pack(ReferFiles.load(root), 32, tmp_path / "packed")
-    result = CliRunner().invoke(app, [*arguments, *cached], catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    assert losses(tmp_path / "cached") == losses(out)
-    with pytest.raises(UserError, match="pictures of 32 x 32, not 64; make one: tfanet-data pack"):
-        CliRunner().invoke(
-            app, [*arguments, *cached, "--out", str(tmp_path / "two"), "--image-size", "64"],
-            catch_exceptions=False,
-        )  # fmt: skip
-    ReferDataset(root, "refcoco", "testA")[0].image_path.unlink()
-    with pytest.raises(UserError, match=r"pictures are missing: testA \(1, of \d expressions\)"):
-        CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "two")], catch_exceptions=False)
-
-
-def test_the_next_command_is_for_the_same_data():
-    command = _evaluation_command(Path("runs/my run"), None, "refcocog", "umd")
-    assert command == "tfanet-eval --engine 'runs/my run/model.safetensors' --dataset refcocog"
-    command = _evaluation_command(Path("run"), Path("d"), "refcoco", "google")
-    assert command == "tfanet-eval --engine run/model.safetensors --data d --split-by google"
-
-
-def test_command_line_trains_on_the_named_division_and_resumes_on_no_other(gref_root, tmp_path):
-    out = tmp_path / "run"
-    arguments = ["--data", str(gref_root), "--dataset", "refcocog", "--out", str(out), "--epochs", "1"]
-    arguments += ["--batch", "4", "--limit", "4", "--validate", "2", "--image-size", "32", "--variant", "a"]
-
-    def run(*more):
-        result = CliRunner().invoke(app, [*arguments, *more], catch_exceptions=False)
-        assert result.exit_code == 0, result.output
-        return result.output
-
-    shown = run("--split-by", "google")
-    assert f"{out}/model.safetensors --data {gref_root} --dataset refcocog --split-by google\n" in shown
-    table = (out / "splits.csv").read_text().splitlines()
-    assert [line.partition(",")[0] for line in table] == ["split", "val"]
-    for division in ("umd", None):
-        more = ["--split-by", division] if division else []
-        with pytest.raises(UserError, match="with other options: split_by was google, data was refcocog"):
-            run("--resume", "auto", *more)
-    out = tmp_path / "umd"
-    shown = run("--out", str(out))
-    assert f"--data {gref_root} --dataset refcocog\n" in shown
-    table = (out / "splits.csv").read_text().splitlines()
-    assert [line.partition(",")[0] for line in table] == ["split", "val", "test"]
-    run("--out", str(out), "--resume", "auto", "--split-by", "umd")
-    state = torch.load(out / "training.pt", weights_only=True)
-    assert state["options"].pop("split_by") == "umd"
-    torch.save(state, out / "training.pt")  # as it was written before the division was noted
-    run("--out", str(out), "--resume", "auto")
-    with pytest.raises(UserError, match="other options: data was refcocog"):
-        run("--out", str(out), "--resume", "auto", "--split-by", "google")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--preset", "huge"], "unknown preset 'huge'"),
-        (["--variant", "z"], "unknown variant 'z'; known: a, b"),
-        (["--image-size", "100"], "image_size must be a multiple of 32"),
-        (["--text-tower", "ViT-Z"], "unknown text tower"),
-        (["--vmamba-weights", "file"], "file is empty"),
-        (["--clip-weights", "openai"], "no CLIP weights"),
-        (["--dataset", "refcocox"], "refcocox"),
-        (["--data", "nowhere"], "nowhere"),
-        (["--split-by", "google"], r"refs\(google\).p does not exist"),
-        (["--limit", "3", "--batch", "4"], "fewer than one batch"),
-        (["--out", "file/run"], "cannot write"),
-        (["--device", "cuda"], "no CUDA device"),
-        (["--device", "foo"], "unknown device 'foo'"),
-        (["--token-length", "99"], "token_length must be"),
-        (["--preset", "x" * 300], "unknown preset"),
-        (["--out", "x" * 300], "cannot write"),
-        (["--resume", "nowhere.pt"], "training state nowhere.pt does not exist"),
-        (["--recipe", "huge"], "unknown recipe"),
-        (["--freeze", "decoder"], "cannot freeze decoder"),
-        (["--sentences", "some"], "unknown sentences 'some'; known: one, all"),
-        (["--precision", "int8"], "unknown precision"),
-        (["--rate", "inf"], "--rate cannot be inf"),
-        (["--clip", "0"], "--clip 0 would leave nothing"),
-        (["--resume", ""], "training state . is a folder"),
-        (["--batch", "6", "--accumulate", "4"], "must be a multiple of 4"),
-    ],
-)
-def test_mistakes_are_one_line(shapes_root, tmp_path, monkeypatch, arguments, message):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "file").touch()
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    defaults = {"--data": str(shapes_root), "--out": "run"}
-    for name, value in defaults.items():
-        if name not in arguments:
-            arguments = [*arguments, name, value]
-    with pytest.raises(UserError, match=message):
-        CliRunner().invoke(app, arguments, catch_exceptions=False)

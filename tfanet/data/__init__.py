@@ -1,4 +1,4 @@
-"""RefCOCO and its synthetic likeness: reading, making, and turning pairs into the model's tensors."""
+"""RefCOCO and synthetic data: readers, checks, and the model's input tensors."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What is wrong with a data set, found before the first training step: `tfanet-data check`.
+"""`tfanet-data check`: finds the faults of a data set before the first training step.
 
-The published figures of each split are those of REFER's files (Yu et al., 2016; Mao et al., 2016).
+The published counts of each split are those of REFER's files (Yu et al., 2016; Mao et al., 2016).
 """
 
 from __future__ import annotations
@@ -17,12 +17,21 @@ from typing import Any
 from tfanet.console import note, track
 from tfanet.data.images import image_size, open_image
 from tfanet.data.masks import segmentation_area
-from tfanet.data.refer import DATASETS, IMAGE_FOLDERS, Expression, ReferFiles, require_size, sentence_text
+from tfanet.data.refer import (
+    DATASETS,
+    IMAGE_FOLDERS,
+    Expression,
+    Ref,
+    ReferFiles,
+    Sentence,
+    require_size,
+    sentence_text,
+)
 from tfanet.data.shapes import RECORD
 from tfanet.errors import UserError
 
 EXAMPLES = 3
-"""Examples of each kind of problem that are kept."""
+"""Examples kept of each kind of fault."""
 _SPLITS = ("train", "val", "testA", "testB", "test")
 _PUBLISHED: dict[tuple[str, str], dict[str, tuple[int, int, int]]] = {
     ("refcoco", "unc"): {
@@ -44,40 +53,41 @@ _PUBLISHED: dict[tuple[str, str], dict[str, tuple[int, int, int]]] = {
     },
     ("refcocog", "google"): {"train": (44822, 85474, 24698), "val": (5000, 9536, 4650)},
 }
-_FIGURES = ("references", "expressions", "pictures")
+_COUNTS = {"references": "references", "expressions": "expressions", "pictures": "images"}
+"""The counts of a split, by their keys in the JSON report, with their names in messages."""
 _MARGIN = 1.0
-"""Pixels that a polygon may reach beyond its picture: COCO's touch the border."""
+"""Pixels by which a polygon may exceed its image: COCO's touch the border."""
 
 
 @dataclass
 class Finding:
-    """One kind of fault: what it is, how often it occurs, and the first few cases."""
+    """One kind of fault: its description, how often it occurs, and the first few cases."""
 
     kind: str
     count: int = 0
     examples: list[str] = field(default_factory=list)
     problem: bool = True
-    """False for what real data sets have and training copes with."""
+    """False for faults of real data sets that training tolerates."""
 
     def line(self) -> str:
-        """All of it in one line."""
+        """The finding in one line."""
         more = "; ..." if self.count > len(self.examples) else ""
         return f"{self.kind} ({self.count}): {'; '.join(self.examples)}{more}"
 
 
 @dataclass
 class Report:
-    """What a data set holds, split by split, and what is wrong with it."""
+    """The counts of each split of a data set, and its faults."""
 
     dataset: str
     wanted: str
-    """The name in the brackets of the refs file that was asked for, or of the usual one."""
+    """The requested `split_by`, or the default."""
     split_by: str | None = None
-    """None where its files could not be read."""
+    """None if the files could not be read."""
     splits: dict[str, dict[str, int]] = field(default_factory=dict)
-    """By split, how many of references, expressions and pictures."""
+    """By split, the number of references, expressions and images (key "pictures")."""
     expected: dict[str, dict[str, int]] = field(default_factory=dict)
-    """The published figures, or those that a synthetic set was made with, where they are known."""
+    """The published counts, or those that a synthetic data set was made with, if known."""
     findings: list[Finding] = field(default_factory=list)
 
     @property
@@ -85,13 +95,13 @@ class Report:
         return [finding for finding in self.findings if finding.problem]
 
     def add(self, kind: str, cases: Iterable[str], *, problem: bool = True) -> None:
-        """Note every case of a kind of fault; nothing where there is none."""
-        found = Finding(kind, problem=problem)
+        """Add a finding if there are any cases."""
+        finding = Finding(kind, problem=problem)
         for case in cases:
-            found.count += 1
-            found.examples += [case] if found.count <= EXAMPLES else []
-        if found.count:
-            self.findings.append(found)
+            finding.count += 1
+            finding.examples += [case] if finding.count <= EXAMPLES else []
+        if finding.count:
+            self.findings.append(finding)
 
 
 def check(
@@ -103,38 +113,42 @@ def check(
     decode: bool = False,
     own: bool = False,
 ) -> list[Report]:
-    """A report on each of `datasets` below `root`; on all that are there where none is named.
+    """A report on each of `datasets` below `root`; on all present if empty.
 
-    `decode` reads every picture instead of its header; `own` holds the counts against nothing; `token_length`
-    is 22 for G-Ref and 17 for the others where None. `UserError` where there is no folder `root`.
+    Args:
+        token_length: None is 22 for G-Ref and 17 for the others.
+        decode: read every image instead of its header only.
+        own: compare the counts with no published ones.
+
+    Raises `UserError` if `root` is not a folder.
     """
     if not root.is_dir():
-        raise UserError(f"{root} is not a folder; docs/data.md says how to lay one out")
-    found = [name for name in DATASETS if (root / name).is_dir()]
+        raise UserError(f"{root} is not a folder; docs/data.md describes its layout")
+    present = [name for name in DATASETS if (root / name).is_dir()]
     return [
         _check_one(root, name, split_by, token_length or (22 if name == "refcocog" else 17), decode, own)
-        for name in datasets or found or ["refcoco"]
+        for name in datasets or present or ["refcoco"]
     ]
 
 
 def lines(report: Report) -> Iterator[str]:
-    """The report in lines to print: a table of the splits, the findings, and where to get what is missing."""
+    """The report in lines to print: a table of the splits, the findings, and where to get missing files."""
     if report.split_by is None:
         yield f"{report.dataset}"
     else:
         yield f"{report.dataset}, split by {report.split_by}"
-        yield f"{'split':<8}" + "".join(f"{name:>13}" for name in _FIGURES) + f"{'expected':>26}"
-    for split, figures in report.splits.items():
+        yield f"{'split':<8}" + "".join(f"{name:>13}" for name in _COUNTS.values()) + f"{'expected':>26}"
+    for split, counts in report.splits.items():
         known = report.expected.get(split, {})
-        expected = " / ".join(str(known.get(name, "-")) for name in _FIGURES) if known else "-"
-        yield f"{split:<8}" + "".join(f"{figures[name]:>13}" for name in _FIGURES) + f"{expected:>26}"
+        expected = " / ".join(str(known.get(name, "-")) for name in _COUNTS) if known else "-"
+        yield f"{split:<8}" + "".join(f"{counts[name]:>13}" for name in _COUNTS) + f"{expected:>26}"
     for finding in report.findings:
         yield f"{'problem' if finding.problem else 'note'}: {finding.line()}"
     if report.split_by is None:
         name = report.dataset
         yield f"needed: {name}/instances.json and {name}/refs({report.wanted}).p, from REFER's {name}.zip"
-        yield f"and in {IMAGE_FOLDERS[0]} the pictures of COCO's train2014.zip"
-        yield "docs/data.md says where they come from"
+        yield f"and in {IMAGE_FOLDERS[0]} the images of COCO's train2014.zip"
+        yield "docs/data.md describes where to get them"
     elif not report.problems:
         yield "no problems"
 
@@ -154,10 +168,10 @@ def _check_one(
     refs = [ref for ref in files.refs if files.fault(ref) is None]
     _check_ids(report, files)
     _check_counts(report, files, {} if own else _expected(root, files))
-    _check_sentences(report, files, token_length)
-    _check_shared_pictures(report, files, refs)
+    _check_expressions(report, files, token_length)
+    _check_shared_images(report, files, refs)
     _check_masks(report, files, sorted({ref["ann_id"] for ref in refs}))
-    _check_pictures(report, files, sorted({ref["image_id"] for ref in refs}), decode)
+    _check_images(report, files, sorted({ref["image_id"] for ref in refs}), decode)
     return report
 
 
@@ -167,24 +181,24 @@ def _check_ids(report: Report, files: ReferFiles) -> None:
     listed = {name: [entry["id"] for entry in files.instances[kind]] for kind, name in names.items()}
     listed["reference ids"] = [ref["ref_id"] for ref in files.refs]
     listed["sentence ids"] = [sentence["sent_id"] for _, sentence in _sentences(files)]
-    listed["picture files"] = [entry["file_name"] for entry in files.images.values()]
+    listed["image files"] = [entry["file_name"] for entry in files.images.values()]
     for what, ids in listed.items():
-        again = ((name, count) for name, count in Counter(ids).items() if count > 1)
-        report.add(f"{what} given more than once", (f"{name} ({count} times)" for name, count in again))
+        repeated = ((name, count) for name, count in Counter(ids).items() if count > 1)
+        report.add(f"{what} given more than once", (f"{name} ({count} times)" for name, count in repeated))
     unknown = (
         f"annotation {entry['id']} of category {entry['category_id']}"
         for entry in files.annotations.values()
         if entry["category_id"] not in files.categories
     )
-    report.add("annotations of an unknown category", unknown)
+    report.add("annotations with an unknown category", unknown)
 
 
-def _sentences(files: ReferFiles) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+def _sentences(files: ReferFiles) -> Iterator[tuple[Ref, Sentence]]:
     return ((ref, sentence) for ref in files.refs for sentence in ref["sentences"])
 
 
 def _expected(root: Path, files: ReferFiles) -> dict[str, dict[str, int]]:
-    """The known figures of each split: by the record of a synthetic set, else the published."""
+    """The known counts of each split: from the record of a synthetic data set, else the published ones."""
     if (root / RECORD).is_file():
         try:
             record = json.loads((root / RECORD).read_text(encoding="utf-8"))
@@ -193,10 +207,10 @@ def _expected(root: Path, files: ReferFiles) -> dict[str, dict[str, int]]:
             return {split: {"pictures": int(count)} for split, count in record["counts"].items() if count}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
-                f"{root / RECORD} is damaged: {error!r}; make the set again with --force"
+                f"{root / RECORD} is damaged: {error!r}; make the data set again with --force"
             ) from error
     published = _PUBLISHED.get((files.dataset, files.split_by), {})
-    return {split: dict(zip(_FIGURES, figures, strict=True)) for split, figures in published.items()}
+    return {split: dict(zip(_COUNTS, counts, strict=True)) for split, counts in published.items()}
 
 
 def _check_counts(report: Report, files: ReferFiles, expected: dict[str, dict[str, int]]) -> None:
@@ -204,49 +218,49 @@ def _check_counts(report: Report, files: ReferFiles, expected: dict[str, dict[st
     for split in sorted(names, key=lambda name: (_SPLITS.index(name) if name in _SPLITS else 9, name)):
         refs = [ref for ref in files.refs if ref["split"] == split]
         sentences = sum(len(ref["sentences"]) for ref in refs)
-        pictures = len({ref["image_id"] for ref in refs})
-        report.splits[split] = dict(zip(_FIGURES, (len(refs), sentences, pictures), strict=True))
+        images = len({ref["image_id"] for ref in refs})
+        report.splits[split] = dict(zip(_COUNTS, (len(refs), sentences, images), strict=True))
     report.expected = expected
     wrong = (
-        f"{split} has {report.splits[split][what]} {what} instead of {count}"
-        for split, figures in expected.items()
-        for what, count in figures.items()
+        f"{split} has {report.splits[split][what]} {_COUNTS[what]} instead of {count}"
+        for split, counts in expected.items()
+        for what, count in counts.items()
         if report.splits[split][what] != count
     )
     report.add("unexpected counts", wrong)
 
 
-def _check_sentences(report: Report, files: ReferFiles, token_length: int) -> None:
+def _check_expressions(report: Report, files: ReferFiles, token_length: int) -> None:
     from tfanet.data.preprocess import token_counts
 
-    silent = (f"reference {ref['ref_id']}" for ref in files.refs if not ref["sentences"])
-    report.add("references without any sentence", silent)
-    found = [(ref, sentence, sentence_text(sentence)) for ref, sentence in _sentences(files)]
-    counted = list(zip(found, token_counts(text for *_, text in found), strict=True))
+    without = (f"reference {ref['ref_id']}" for ref in files.refs if not ref["sentences"])
+    report.add("references without an expression", without)
+    texts = [(ref, sentence, sentence_text(sentence)) for ref, sentence in _sentences(files)]
+    counted = list(zip(texts, token_counts(text for *_, text in texts), strict=True))
     empty = (
         f"sentence {sentence['sent_id']} of reference {ref['ref_id']}"
         for (ref, sentence, _), tokens in counted
         if tokens == 2
     )
-    report.add("sentences without a word", empty)
+    report.add("expressions without a word", empty)
     long = (f"{text!r:.90} ({tokens})" for (*_, text), tokens in counted if tokens > token_length)
-    report.add(f"sentences of more than {token_length} tokens, which are cut", long, problem=False)
+    report.add(f"expressions of more than {token_length} tokens, which are truncated", long, problem=False)
 
 
-def _check_shared_pictures(report: Report, files: ReferFiles, refs: list[dict[str, Any]]) -> None:
-    pictures: dict[str, dict[str, None]] = {}
+def _check_shared_images(report: Report, files: ReferFiles, refs: list[Ref]) -> None:
+    images: dict[str, dict[str, None]] = {}
     for ref in refs:
-        pictures.setdefault(ref["split"], {})[files.images[ref["image_id"]]["file_name"]] = None
+        images.setdefault(ref["split"], {})[files.images[ref["image_id"]]["file_name"]] = None
     report.add(
-        "pictures in train and in another split",
+        "images in train and in another split",
         (
             f"{name} in {split}"
-            for split, names in pictures.items()
+            for split, names in images.items()
             if split != "train"
             for name in names
-            if name in pictures.get("train", {})
+            if name in images.get("train", {})
         ),
-        # Google's split divides the objects, not the pictures.
+        # Google's split divides the objects, not the images.
         problem=files.split_by != "google",
     )
 
@@ -261,31 +275,31 @@ def _check_masks(report: Report, files: ReferFiles, ann_ids: list[int]) -> None:
         except UserError as error:
             unreadable.append(f"annotation {ann_id}: {error}")
             continue
-        if reach := _reach(segmentation, image["height"], image["width"]):
-            outside.append(f"annotation {ann_id} by {reach:.1f} pixels")
+        if excess := _excess(segmentation, image["height"], image["width"]):
+            outside.append(f"annotation {ann_id} by {excess:.1f} pixels")
         if not area:
             empty.append(f"annotation {ann_id}")
-    report.add("masks that cannot be read", unreadable)
+    report.add("unreadable masks", unreadable)
     report.add("empty masks", empty)
-    report.add("masks whose polygons reach beyond the picture", outside)
+    report.add("masks whose polygons exceed the image", outside)
 
 
-def _reach(segmentation: Any, height: int, width: int) -> float:
-    """Pixels that polygons reach beyond the picture; 0 within the margin, and for RLEs, which cannot."""
+def _excess(segmentation: Any, height: int, width: int) -> float:
+    """Pixels by which polygons exceed the image; 0 within the margin, and for RLEs, which cannot."""
     if not isinstance(segmentation, list):
         return 0.0
     polygons = [polygon for polygon in segmentation if isinstance(polygon, list) and polygon]
-    beyond = (
+    excesses = (
         max(-min(polygon), max(polygon[::2]) - width, max(polygon[1::2]) - height) for polygon in polygons
     )
-    reach = max(beyond, default=0.0)
-    return reach if reach > _MARGIN else 0.0
+    excess = max(excesses, default=0.0)
+    return excess if excess > _MARGIN else 0.0
 
 
-def _check_pictures(report: Report, files: ReferFiles, image_ids: list[int], decode: bool) -> None:
+def _check_images(report: Report, files: ReferFiles, image_ids: list[int], decode: bool) -> None:
     paths = {image_id: files.image_path(image_id) for image_id in image_ids}
     missing = missing_files(paths.values())
-    report.add("missing pictures", (str(path) for path in paths.values() if path in missing))
+    report.add("missing images", (str(path) for path in paths.values() if path in missing))
 
     def fault(image_id: int) -> str | None:
         path, entry = paths[image_id], files.images[image_id]
@@ -296,18 +310,18 @@ def _check_pictures(report: Report, files: ReferFiles, image_ids: list[int], dec
             return str(error)
         return None
 
-    there = [image_id for image_id, path in paths.items() if path not in missing]
-    what = f"{files.dataset}: {'pictures' if decode else 'headers of pictures'}"
+    present = [image_id for image_id, path in paths.items() if path not in missing]
+    what = f"{files.dataset}: {'images' if decode else 'image headers'}"
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        faults = [found for found in track(pool.map(fault, there), what, total=len(there)) if found]
-    report.add("pictures unreadable or of another size", faults)
+        faults = [text for text in track(pool.map(fault, present), what, total=len(present)) if text]
+    report.add("images unreadable or of another size", faults)
 
 
 def missing_files(paths: Iterable[Path]) -> set[Path]:
-    """Those of `paths` that are not there; each folder is listed once, quicker than a look at each file."""
-    wanted = set(paths)
+    """The missing ones of `paths`; each folder is listed once, faster than one stat call per file."""
+    expected = set(paths)
     names: dict[Path, set[str]] = {}
-    for folder in {path.parent for path in wanted}:
+    for folder in {path.parent for path in expected}:
         try:
             with os.scandir(folder) as entries:
                 names[folder] = {entry.name for entry in entries}
@@ -315,30 +329,30 @@ def missing_files(paths: Iterable[Path]) -> set[Path]:
             names[folder] = set()
         except OSError as error:
             raise UserError(f"cannot read the folder {folder}: {error.strerror or error}") from error
-    return {path for path in wanted if path.name not in names[path.parent]}
+    return {path for path in expected if path.name not in names[path.parent]}
 
 
-def require_pictures(
-    splits: Mapping[str, Sequence[Expression]], skip_broken: int, *, tell: bool = True
+def require_images(
+    splits: Mapping[str, Sequence[Expression]], skip_broken: int, *, verbose: bool = True
 ) -> None:
-    """The check before training: that the pictures of these expressions are there.
+    """Check before training that the images of these expressions exist.
 
-    With `tell` it notes a line for each split with missing ones. `UserError` unless they are of `train` alone
-    and of at most `skip_broken` expressions: training leaves those out, validation is of all or of none.
+    If `verbose`, prints one line per split with missing images. Raises `UserError` unless they are of `train`
+    only and of at most `skip_broken` expressions: training skips those, validation needs all.
     """
     missing = missing_files(pair.image_path for pairs in splits.values() for pair in pairs)
     fatal = []
     for split, pairs in splits.items():
-        lost = [pair for pair in pairs if pair.image_path in missing]
-        names = list(dict.fromkeys(str(pair.image_path) for pair in lost))
+        lacking = [pair for pair in pairs if pair.image_path in missing]
+        names = list(dict.fromkeys(str(pair.image_path) for pair in lacking))
         if names:
             more = "; ..." if len(names) > EXAMPLES else ""
-            what = f"({len(names)}, of {len(lost)} expressions)"
-            if tell:
-                note(f"{split}: pictures missing {what}: {'; '.join(names[:EXAMPLES])}{more}")
-            if split != "train" or len(lost) > skip_broken:
+            what = f"({len(names)}, of {len(lacking)} expressions)"
+            if verbose:
+                note(f"{split}: images missing {what}: {'; '.join(names[:EXAMPLES])}{more}")
+            if split != "train" or len(lacking) > skip_broken:
                 fatal.append(f"{split} {what}")
     if fatal:
         raise UserError(
-            f"pictures are missing: {', '.join(fatal)}; see tfanet-data check (--skip-broken is for train)"
+            f"images are missing: {', '.join(fatal)}; see tfanet-data check (--skip-broken is for train)"
         )

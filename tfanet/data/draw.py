@@ -1,4 +1,4 @@
-"""Draws a scene with Pillow: textured ground, soft shadows, shaded shapes with smooth edges."""
+"""Draws a scene with Pillow: textured background, soft shadows, shaded shapes with antialiased edges."""
 
 from __future__ import annotations
 
@@ -7,33 +7,33 @@ from io import BytesIO
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
-from tfanet.data.scene import Scene, Thing
+from tfanet.data.scene import Scene, SceneObject
 
 _SUPERSAMPLE = 4
 
 
 def draw_scene(rng: np.random.Generator, scene: Scene) -> Image.Image:
-    """The picture of `scene`, RGB, `scene.width` x `scene.height` pixels; `rng` chooses the ground."""
-    picture = Image.fromarray(_ground(rng, scene.width, scene.height))
-    stencils = [_stencil(thing) for thing in scene.things]
-    for stencil, corner in stencils:
-        shadow = stencil.filter(ImageFilter.GaussianBlur(1.5)).point(lambda value: value * 0.45)
-        picture.paste((12, 12, 16), (corner[0] + 2, corner[1] + 2), shadow)
-    for thing, (stencil, corner) in zip(scene.things, stencils, strict=True):
-        picture.paste(_shading(thing, stencil), corner, stencil)
-    return picture
+    """An RGB image of `scene`, `scene.width` x `scene.height` pixels; `rng` chooses the background."""
+    image = Image.fromarray(_background(rng, scene.width, scene.height))
+    coverages = [_coverage(obj) for obj in scene.objects]
+    for coverage, corner in coverages:
+        shadow = coverage.filter(ImageFilter.GaussianBlur(1.5)).point(lambda value: value * 0.45)
+        image.paste((12, 12, 16), (corner[0] + 2, corner[1] + 2), shadow)
+    for obj, (coverage, corner) in zip(scene.objects, coverages, strict=True):
+        image.paste(_shading(obj, coverage), corner, coverage)
+    return image
 
 
-def jpeg(picture: Image.Image) -> bytes:
-    """The picture as JPEG of quality 95 with full colour resolution (4:4:4)."""
+def jpeg(image: Image.Image) -> bytes:
+    """The image as JPEG of quality 95 with full colour resolution (4:4:4)."""
     buffer = BytesIO()
-    picture.save(buffer, "JPEG", quality=95, subsampling=0)
+    image.save(buffer, "JPEG", quality=95, subsampling=0)
     return buffer.getvalue()
 
 
-def _stencil(thing: Thing) -> tuple[Image.Image, tuple[int, int]]:
-    """Coverage 0..255 of the thing in its padded bounding box, and the box's top left corner in pixels."""
-    polygon = thing.polygon()
+def _coverage(obj: SceneObject) -> tuple[Image.Image, tuple[int, int]]:
+    """Coverage 0..255 of the object in its padded bounding box, and the box's top left corner in pixels."""
+    polygon = obj.polygon()
     low = np.floor(polygon.min(axis=0)).astype(int) - 4
     width, height = (int(side) for side in np.ceil(polygon.max(axis=0)).astype(int) + 4 - low)
     canvas = Image.new("L", (width * _SUPERSAMPLE, height * _SUPERSAMPLE))
@@ -42,17 +42,17 @@ def _stencil(thing: Thing) -> tuple[Image.Image, tuple[int, int]]:
     return canvas.reduce(_SUPERSAMPLE), (int(low[0]), int(low[1]))
 
 
-def _shading(thing: Thing, stencil: Image.Image) -> Image.Image:
-    """The thing's colour, lighter towards the top left, with a darker rim one pixel wide."""
-    width, height = stencil.size
+def _shading(obj: SceneObject, coverage: Image.Image) -> Image.Image:
+    """The object's colour, lighter towards the top left, with a darker rim one pixel wide."""
+    width, height = coverage.size
     down, right = np.mgrid[0:height, 0:width]
     light = 1.08 - 0.18 * (down / height + right / width) / 2
-    inside = ImageChops.multiply(stencil, stencil.filter(ImageFilter.MinFilter(3)))
+    inside = ImageChops.multiply(coverage, coverage.filter(ImageFilter.MinFilter(3)))
     rim = 0.76 + 0.24 * np.asarray(inside, dtype=np.float32) / 255
-    return Image.fromarray(np.clip((light * rim)[..., None] * thing.rgb, 0, 255).astype(np.uint8))
+    return Image.fromarray(np.clip((light * rim)[..., None] * obj.rgb, 0, 255).astype(np.uint8))
 
 
-def _ground(rng: np.random.Generator, width: int, height: int) -> np.ndarray:
+def _background(rng: np.random.Generator, width: int, height: int) -> np.ndarray:
     """Two muted colours blended by a gradient, clouds, waves or tiles, with fine grain; uint8 `[H, W, 3]`."""
     first, second = _muted(rng), _muted(rng)
     pattern = (_gradient, _clouds, _waves, _tiles)[rng.integers(4)]

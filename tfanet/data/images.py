@@ -1,4 +1,4 @@
-"""Images, masks and logits between files, the model's square and the picture's own size. No PyTorch."""
+"""Images, masks and logits: read from files, resized to the model's size and back. No PyTorch."""
 
 from __future__ import annotations
 
@@ -16,42 +16,41 @@ from tfanet.files import require_file
 
 
 def open_image(path: str | Path, *, upright: bool = True) -> Image.Image:
-    """The picture in `path`, fully decoded, as RGB: see `decode_image`. `UserError` when it is missing."""
+    """The image in `path`, decoded as RGB; see `decode_image`. Raises `UserError` if it is missing."""
     path = require_file(path, "image")
     return decode_image(path, str(path), upright=upright)
 
 
 def decode_image(source: Path | BinaryIO, name: str, *, upright: bool = True) -> Image.Image:
-    """The picture in `source`, fully decoded, as RGB; grey, palette and CMYK pictures are converted.
+    """The image in `source`, decoded as RGB; grey, palette and CMYK images are converted.
 
-    Transparent pictures are laid on white. Grey of more than 8 bits is scaled to 8: whole numbers from
-    0..65535 if they are 16-bit or go beyond 255, fractions from 0..1 unless they go beyond 1, then from
-    0..255. `upright` turns the picture as its EXIF orientation says; a data set whose masks follow the stored
-    pixels wants False.
+    Transparent images get a white background. Grey of more than 8 bits is scaled to 8: integers from 0..65535
+    if they are 16-bit or exceed 255, floats from 0..1, or from 0..255 if they exceed 1. `upright` applies the
+    EXIF orientation; use False for data sets whose masks match the stored pixels.
 
-    Raises `UserError`, calling the picture `name`, when it is no image, truncated, of grey values outside
-    those ranges, or large enough (over 179 million pixels) to look like a decompression bomb.
+    Raises `UserError`, with `name`, if it is not an image, truncated, has grey values outside those ranges,
+    or has over 179 million pixels, like a decompression bomb.
     """
-    with _opened(source, name) as picture:
-        picture.load()
-        return _to_rgb(ImageOps.exif_transpose(picture) if upright else picture, name)
+    with _opened(source, name) as image:
+        image.load()
+        return _to_rgb(ImageOps.exif_transpose(image) if upright else image, name)
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
-    """Width and height in pixels as stored, from the file's header alone; `UserError` as for `open_image`."""
+    """Width and height in pixels as stored, from the file's header only. Raises as `open_image`."""
     path = require_file(path, "image")
-    with _opened(path, str(path)) as picture:
-        return picture.size
+    with _opened(path, str(path)) as image:
+        return image.size
 
 
 @contextmanager
 def _opened(source: Path | BinaryIO, name: str) -> Iterator[Image.Image]:
-    """The picture, not decoded yet; what goes wrong while it is open ends in a `UserError`."""
+    """The image, not decoded yet; Pillow's errors while it is open become a `UserError`."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(source) as picture:
-                yield picture
+            with Image.open(source) as image:
+                yield image
     except Image.DecompressionBombError as error:
         raise UserError(f"image {name} is too large to be opened safely; scale it down first") from error
     except UnidentifiedImageError as error:
@@ -60,17 +59,17 @@ def _opened(source: Path | BinaryIO, name: str) -> Iterator[Image.Image]:
         raise UserError(f"image {name} is damaged or cannot be read: {error}") from error
 
 
-def _to_rgb(picture: Image.Image, name: str) -> Image.Image:
-    if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):
-        return Image.fromarray(_eight_bit(np.asarray(picture), name)).convert("RGB")
-    if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
-    return picture.convert("RGB")
+def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        return Image.fromarray(_eight_bit(np.asarray(image), name)).convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")
 
 
 def _eight_bit(grey: np.ndarray, name: str) -> np.ndarray:
-    """Grey values `[H, W]` of uint16, int32 or float32 as uint8; Pillow itself would clip them at 255."""
+    """Grey values `[H, W]` of uint16, int32 or float32 as uint8; Pillow would clip them at 255."""
     low, high = grey.min(), grey.max()
     fraction = grey.dtype.kind == "f"
     largest = 255 if fraction else 65535

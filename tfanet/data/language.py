@@ -1,7 +1,7 @@
-"""What a description means in a scene, and how people may say it.
+"""Descriptions of objects in a scene: their meaning, and their wording.
 
-A description is a structure; `referents` is its meaning, with clear margins; `describe` finds descriptions
-that fit one thing of a scene and nothing else, and says them.
+A `Description` is a structure; `referents` finds the objects that it fits, with clear margins; `describe`
+finds descriptions that fit one object of a scene only, and phrases them.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from itertools import product
 
 import numpy as np
 
-from tfanet.data.scene import Scene, Thing
+from tfanet.data.scene import Scene, SceneObject
 
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "above": (0, -1), "below": (0, 1)}
 EXTREMES = {"leftmost": "left", "rightmost": "right", "topmost": "above", "bottommost": "below"}
@@ -26,10 +26,10 @@ _NEARER, _NEAR_GAP = 1.35, 0.25
 
 @dataclass(frozen=True)
 class Description:
-    """Attributes, then a relation to an anchor, then a place among what is left; None says nothing.
+    """Attributes, then a relation to an anchor, then a place among the remaining objects; None is any.
 
-    `place` is one of `EXTREMES` (the outermost) or of `SIDES` (the outermost, and in that half of the
-    picture); `relation` one of `RELATIONS`, where `near` means the nearest, and not far.
+    `place` is one of `EXTREMES` (the outermost) or of `SIDES` (the outermost, and in that half of the image);
+    `relation` is one of `RELATIONS`, where `near` means the nearest, and close.
     """
 
     size: str | None = None
@@ -41,66 +41,66 @@ class Description:
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """Indices of the things that a description fits `certain`ly, and of all that it might fit."""
+class Referents:
+    """Indices of the objects that a description certainly fits, and of all that it possibly fits."""
 
     certain: frozenset[int]
     possible: frozenset[int]
 
     def is_only(self, index: int) -> bool:
-        """Whether the description fits this thing, and clearly no other."""
+        """Whether the description certainly fits this object, and possibly no other."""
         return self.certain == self.possible == {index}
 
 
-def referents(scene: Scene, description: Description) -> Verdict:
-    """The meaning of `description` in `scene`."""
-    fitting = frozenset(i for i, thing in enumerate(scene.things) if _has_attributes(thing, description))
-    verdict = Verdict(fitting, fitting)
+def referents(scene: Scene, description: Description) -> Referents:
+    """The objects of `scene` that `description` fits."""
+    candidates = frozenset(i for i, obj in enumerate(scene.objects) if _has_attributes(obj, description))
+    meaning = Referents(candidates, candidates)
     if description.relation and description.anchor:
-        verdict = _related(scene, fitting, description.relation, referents(scene, description.anchor))
+        meaning = _related(scene, candidates, description.relation, referents(scene, description.anchor))
     if description.place:
-        verdict = _placed(scene, verdict, description.place)
-    return verdict
+        meaning = _placed(scene, meaning, description.place)
+    return meaning
 
 
-def _has_attributes(thing: Thing, description: Description) -> bool:
+def _has_attributes(obj: SceneObject, description: Description) -> bool:
     return (
-        description.size in (None, thing.kind.size)
-        and description.colour in (None, thing.kind.colour)
-        and description.shape in (None, thing.kind.shape)
+        description.size in (None, obj.appearance.size)
+        and description.colour in (None, obj.appearance.colour)
+        and description.shape in (None, obj.appearance.shape)
     )
 
 
-def _related(scene: Scene, fitting: frozenset[int], relation: str, anchors: Verdict) -> Verdict:
+def _related(scene: Scene, candidates: frozenset[int], relation: str, anchors: Referents) -> Referents:
     if len(anchors.possible) != 1 or anchors.certain != anchors.possible:
-        return Verdict(frozenset(), fitting)
+        return Referents(frozenset(), candidates)
     (anchor_index,) = anchors.certain
-    others = fitting - {anchor_index}
-    anchor = scene.things[anchor_index]
+    others = candidates - {anchor_index}
+    anchor = scene.objects[anchor_index]
     if relation == "near":
         return _nearest(scene, others, anchor)
     certain, possible = set(), set()
     for index in others:
-        dx, dy = scene.things[index].x - anchor.x, scene.things[index].y - anchor.y
+        dx, dy = scene.objects[index].x - anchor.x, scene.objects[index].y - anchor.y
         right, down = DIRECTIONS[relation]
         along, across = dx * right + dy * down, abs(dx * down) + abs(dy * right)
         if along >= _ALONG * across:
             certain.add(index)
         if along >= _ASKEW * across:
             possible.add(index)
-    return Verdict(frozenset(certain), frozenset(possible))
+    return Referents(frozenset(certain), frozenset(possible))
 
 
-def _nearest(scene: Scene, candidates: frozenset[int], anchor: Thing) -> Verdict:
+def _nearest(scene: Scene, candidates: frozenset[int], anchor: SceneObject) -> Referents:
     def distance(index: int) -> float:
-        return float(np.hypot(scene.things[index].x - anchor.x, scene.things[index].y - anchor.y))
+        return float(np.hypot(scene.objects[index].x - anchor.x, scene.objects[index].y - anchor.y))
 
     def gap(index: int) -> float:
-        touching = scene.things[index].radius + anchor.radius
+        touching = scene.objects[index].radius + anchor.radius
         return (distance(index) - touching) / min(scene.width, scene.height)
 
     if not candidates:
-        return Verdict(candidates, candidates)
+        return Referents(candidates, candidates)
     best = min(candidates, key=distance)
     possible = frozenset(
         index
@@ -108,19 +108,19 @@ def _nearest(scene: Scene, candidates: frozenset[int], anchor: Thing) -> Verdict
         if distance(index) < _NEARER * distance(best) or gap(index) < gap(best) + _EDGE_MARGIN
     )
     close = gap(best) <= _NEAR_GAP
-    return Verdict(frozenset({best}) if close and len(possible) == 1 else frozenset(), possible)
+    return Referents(frozenset({best}) if close and len(possible) == 1 else frozenset(), possible)
 
 
-def _placed(scene: Scene, among: Verdict, place: str) -> Verdict:
+def _placed(scene: Scene, among: Referents, place: str) -> Referents:
     right, down = DIRECTIONS[EXTREMES.get(place) or SIDES[place]]
     side = scene.width if right else scene.height
 
     def reach(index: int) -> float:
-        thing = scene.things[index]
-        return ((thing.x - scene.width / 2) * right + (thing.y - scene.height / 2) * down) / side
+        obj = scene.objects[index]
+        return ((obj.x - scene.width / 2) * right + (obj.y - scene.height / 2) * down) / side
 
     def edge(index: int) -> float:
-        return reach(index) + scene.things[index].radius / side
+        return reach(index) + scene.objects[index].radius / side
 
     if not among.possible:
         return among
@@ -132,66 +132,68 @@ def _placed(scene: Scene, among: Verdict, place: str) -> Verdict:
         if reach(index) > reach(best) - margin or edge(index) > edge(best) - _EDGE_MARGIN
     )
     clear = len(possible) == 1 and (place in EXTREMES or reach(best) > _CENTRE_MARGIN)
-    return Verdict(possible & among.certain if clear else frozenset(), possible)
+    return Referents(possible & among.certain if clear else frozenset(), possible)
 
 
 def describe(
     rng: np.random.Generator, scene: Scene, target: int, level: str, count: int
 ) -> list[tuple[Description, str]]:
-    """Up to `count` different sentences, each true of `scene.things[target]` and clearly of nothing else.
+    """Up to `count` different expressions, each of which fits `scene.objects[target]` and no other object.
 
-    Empty when the `level` has no such description for this thing.
+    Empty if there is no such description of this object at this `level`.
     """
     candidates = list(_candidates(scene, target, level))
-    found: dict[str, Description] = {}
+    phrases: dict[str, Description] = {}
     for pick in rng.permutation(len(candidates)):
         description = candidates[pick]
         if referents(scene, description).is_only(target):
-            found.setdefault(phrase(rng, description), description)
-        if len(found) == count:
+            phrases.setdefault(phrase(rng, description), description)
+        if len(phrases) == count:
             break
-    if found and len(found) < count:
-        for description in list(found.values()):
-            found.setdefault(phrase(rng, description), description)
-    return [(description, sentence) for sentence, description in found.items()][:count]
+    if phrases and len(phrases) < count:
+        for description in list(phrases.values()):
+            phrases.setdefault(phrase(rng, description), description)
+    return [(description, text) for text, description in phrases.items()][:count]
 
 
 def _candidates(scene: Scene, target: int, level: str) -> Iterator[Description]:
-    """Descriptions worth trying: true attributes, and no word of place or relation that adds nothing."""
-    plain = _attribute_descriptions(scene, target)
+    """Descriptions to try: true attributes, with a place or relation only if the attributes are ambiguous."""
+    attributes = _attribute_descriptions(scene, target)
     if level in ("shapes", "attributes"):
-        yield from (description for description in plain if description != Description())
+        yield from (description for description in attributes if description != Description())
         return
-    vague = [description for description in plain if len(referents(scene, description).certain) > 1]
+    ambiguous = [description for description in attributes if len(referents(scene, description).certain) > 1]
     if level == "all":
-        vague = [d for d in vague if (d.size, d.colour, d.shape).count(None) <= 1]
+        ambiguous = [d for d in ambiguous if (d.size, d.colour, d.shape).count(None) <= 1]
     if level in ("positions", "all"):
-        for description, place in product(vague, (*EXTREMES, *SIDES)):
+        for description, place in product(ambiguous, (*EXTREMES, *SIDES)):
             yield replace(description, place=place)
     if level in ("relations", "all"):
-        for anchor_index in range(len(scene.things)):
+        for anchor_index in range(len(scene.objects)):
             if anchor_index == target:
                 continue
             anchors = list(_anchors(scene, anchor_index, level))
-            for description, relation, anchor in product(vague, RELATIONS, anchors):
+            for description, relation, anchor in product(ambiguous, RELATIONS, anchors):
                 yield replace(description, relation=relation, anchor=anchor)
 
 
 def _attribute_descriptions(scene: Scene, index: int) -> list[Description]:
-    kind = scene.things[index].kind
-    sizes = (None, kind.size) if len({thing.kind.size for thing in scene.things}) > 1 else (None,)
-    return [Description(*words) for words in product(sizes, (None, kind.colour), (None, kind.shape))]
+    appearance = scene.objects[index].appearance
+    sizes = (None, appearance.size) if len({obj.appearance.size for obj in scene.objects}) > 1 else (None,)
+    return [
+        Description(*words) for words in product(sizes, (None, appearance.colour), (None, appearance.shape))
+    ]
 
 
 def _anchors(scene: Scene, index: int, level: str) -> Iterator[Description]:
-    """The shortest attributes that name the anchor; at level `all` also a place among its like."""
-    named = [d for d in _attribute_descriptions(scene, index) if referents(scene, d).is_only(index)]
-    shortest = min((_length(d) for d in named), default=0)
-    yield from (d for d in named if _length(d) == shortest)
-    if level == "all" and not named:
-        kind = scene.things[index].kind
+    """The fewest attributes that identify the anchor; at level `all` also a place among similar objects."""
+    unique = [d for d in _attribute_descriptions(scene, index) if referents(scene, d).is_only(index)]
+    shortest = min((_length(d) for d in unique), default=0)
+    yield from (d for d in unique if _length(d) == shortest)
+    if level == "all" and not unique:
+        appearance = scene.objects[index].appearance
         for place in EXTREMES:
-            description = Description(colour=kind.colour, shape=kind.shape, place=place)
+            description = Description(colour=appearance.colour, shape=appearance.shape, place=place)
             if referents(scene, description).is_only(index):
                 yield description
 
@@ -223,13 +225,13 @@ _RELATION_WORDS = {
 
 
 def phrase(rng: np.random.Generator, description: Description) -> str:
-    """One of the ways to say `description`, lower case, in at most 15 CLIP tokens without SOT and EOT."""
+    """`description` in words, at random, lower case, in at most 15 CLIP tokens without SOT and EOT."""
     the = "the " if rng.random() < 0.6 else ""
     if description.relation and description.anchor:
-        told = replace(description, relation=None, anchor=None)
+        target = replace(description, relation=None, anchor=None)
         relation = rng.choice(_RELATION_WORDS[description.relation])
         anchor = _placed_phrase(rng, description.anchor, "the ")
-        return f"{_placed_phrase(rng, told, the)} {relation} {anchor}"
+        return f"{_placed_phrase(rng, target, the)} {relation} {anchor}"
     if not the and description.size and not description.place and rng.random() < 0.4:
         size, _, rest = _noun_phrase(rng, description).partition(" ")
         return f"{rest} {size}"

@@ -1,4 +1,4 @@
-"""COCO's segmentations, polygons and run-length codes (RLE), as masks."""
+"""COCO segmentations as masks: polygons and run-length encodings (RLE)."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from tfanet.errors import UserError
 def segmentation_to_mask(segmentation: Any, height: int, width: int) -> np.ndarray:
     """Polygons, an RLE (compressed or not) or a list of RLEs as uint8 `[height, width]` in {0, 1}.
 
-    Overlapping parts are a union. Raises `UserError` for anything else, and for an RLE that does not fit
-    the picture.
+    The mask is the union of all parts. Raises `UserError` for anything else, and for an RLE of another size.
     """
     parts: Any = [segmentation] if isinstance(segmentation, dict) else segmentation
     if isinstance(parts, list) and parts and all(isinstance(part, dict) for part in parts):
@@ -24,7 +23,7 @@ def segmentation_to_mask(segmentation: Any, height: int, width: int) -> np.ndarr
 
 
 def segmentation_area(segmentation: Any, height: int, width: int) -> int:
-    """The pixels of `segmentation_to_mask`, which for polygons need not be drawn; raises as that does."""
+    """The number of pixels of `segmentation_to_mask`, without drawing polygons; raises as that does."""
     if _lists_only(segmentation):
         from pycocotools import mask
 
@@ -36,9 +35,9 @@ def segmentation_area(segmentation: Any, height: int, width: int) -> int:
 def polygons_to_mask(polygons: list[list[float]], height: int, width: int) -> np.ndarray:
     """The union of polygons `[x0, y0, x1, y1, ...]` in pixels as uint8 `[height, width]` in {0, 1}.
 
-    A polygon of fewer than three corners has no area and is left out; pycocotools would take four numbers
-    for a box, and then every polygon beside them. Raises `UserError` when none is left, and for a value that
-    is no finite number or lies further out than ten times the picture's longer side.
+    Polygons of fewer than three corners have no area and are skipped; pycocotools would read four numbers as
+    a box, and then every other polygon, too. Raises `UserError` if none is left, and for a value that is not
+    finite or exceeds ten times the image's longer side.
     """
     from pycocotools import mask
 
@@ -50,18 +49,18 @@ def _polygon_runs(polygons: list[list[float]], height: int, width: int) -> Any:
     """pycocotools' RLE of the union of all polygons that have an area."""
     from pycocotools import mask
 
-    # pycocotools' own type stubs know only a part of what it accepts.
+    # pycocotools' type stubs are incomplete.
     coco: Any = mask
-    whole = [polygon for polygon in polygons if len(polygon) >= 6]
-    if not whole or any(len(polygon) % 2 for polygon in whole):
+    with_area = [polygon for polygon in polygons if len(polygon) >= 6]
+    if not with_area or any(len(polygon) % 2 for polygon in with_area):
         raise UserError("the segmentation has no polygon of three or more x, y pairs")
-    # pycocotools follows every edge pixel by pixel and crashes, or fills the memory, where one has no end.
+    # pycocotools follows every edge pixel by pixel: an endless one crashes it or fills the memory.
     limit = 10 * max(height, width)
-    wrong = [value for polygon in whole for value in polygon if not _is_number_within(value, limit)]
-    if wrong:
-        value = f"{wrong[0]!r:.60}"
-        raise UserError(f"the segmentation's polygons hold {value}, no number from -{limit} to {limit}")
-    return coco.merge(coco.frPyObjects(whole, height, width))
+    invalid = [value for polygon in with_area for value in polygon if not _is_number_within(value, limit)]
+    if invalid:
+        value = f"{invalid[0]!r:.60}"
+        raise UserError(f"the segmentation's polygons contain {value}, not a number from -{limit} to {limit}")
+    return coco.merge(coco.frPyObjects(with_area, height, width))
 
 
 def _lists_only(parts: Any) -> bool:
@@ -73,27 +72,27 @@ def _is_number_within(value: Any, limit: int) -> bool:
 
 
 def _rle_to_mask(part: dict[str, Any], height: int, width: int) -> np.ndarray:
-    """Runs of 0 and 1 in turn, down the columns.
+    """Alternating runs of 0 and 1, column by column.
 
-    Decoded here, since pycocotools leaves the pixels that the runs do not cover uninitialised.
+    Not by pycocotools, which leaves pixels that the runs do not cover uninitialised.
     """
     counts, size = part.get("counts"), part.get("size")
     if size != [height, width]:
-        raise UserError(f"the RLE's size is {size}, the picture's is {[height, width]}")
+        raise UserError(f"the RLE's size is {size}, the image's is {[height, width]}")
     if isinstance(counts, str | bytes):
         counts = _runs(counts if isinstance(counts, bytes) else counts.encode())
     if not isinstance(counts, list) or not all(isinstance(run, int) and run >= 0 for run in counts):
-        raise UserError("the RLE's counts are not whole numbers from 0")
+        raise UserError("the RLE's counts are not non-negative integers")
     if sum(counts) != height * width:
-        raise UserError(f"the RLE's counts do not add up to the picture's {height * width} pixels")
+        raise UserError(f"the RLE's counts do not add up to the image's {height * width} pixels")
     flat = np.repeat(np.arange(len(counts), dtype=np.int64) % 2, counts)
     return np.ascontiguousarray(flat.reshape(width, height).T, dtype=np.uint8)
 
 
 def _runs(text: bytes) -> list[int]:
-    """The run lengths in COCO's compressed counts: groups of 5 bits, low first, 32 says that more follow.
+    """The run lengths in COCO's compressed counts: groups of 5 bits, low first; 32 means more follow.
 
-    From the fourth run on, the text holds the difference from the run before the last.
+    From the fourth run on, the text contains the difference from the second last run.
     """
     runs: list[int] = []
     value, shift = 0, 0

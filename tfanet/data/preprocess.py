@@ -15,27 +15,27 @@ from PIL import Image
 from tfanet.errors import UserError
 
 
-def resize_image(picture: Image.Image, size: int) -> np.ndarray:
-    """`picture` as uint8 `[size, size, 3]`, RGB: bilinear, antialiased, aspect not kept (as LAVT)."""
-    resized = picture.convert("RGB").resize((size, size), Image.Resampling.BILINEAR)
+def resize_image(image: Image.Image, size: int) -> np.ndarray:
+    """`image` as uint8 `[size, size, 3]`, RGB: bilinear, antialiased, aspect not kept (as LAVT)."""
+    resized = image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR)
     return np.array(resized, dtype=np.uint8)
 
 
 def resize_mask(mask: np.ndarray, size: int) -> np.ndarray:
-    """A mask uint8 `[H, W]` as uint8 `[size, size]`: the nearest pixel, so that 0 and 1 stay 0 and 1."""
-    picture = Image.fromarray(np.ascontiguousarray(mask, dtype=np.uint8))
-    return np.array(picture.resize((size, size), Image.Resampling.NEAREST), dtype=np.uint8)
+    """A mask uint8 `[H, W]` as uint8 `[size, size]`: nearest neighbour, so that it stays 0 and 1."""
+    image = Image.fromarray(np.ascontiguousarray(mask, dtype=np.uint8))
+    return np.array(image.resize((size, size), Image.Resampling.NEAREST), dtype=np.uint8)
 
 
 def logits_to_size(logits: np.ndarray, height: int, width: int) -> np.ndarray:
     """float32 `[S, S]` resized to float32 `[height, width]`, in pixels: bilinear with `align_corners=False`.
 
-    The same numbers as `torch.nn.functional.interpolate`, up to rounding, without importing PyTorch.
+    The same values as `torch.nn.functional.interpolate`, up to rounding, without importing PyTorch.
     """
     values = np.asarray(logits, dtype=np.float32)
     above, below, lower = _neighbours(values.shape[0], height)
     left, right, inward = _neighbours(values.shape[1], width)
-    # Columns first: picking whole rows of the large result copies memory in one piece.
+    # Columns first: selecting rows of the larger result copies contiguous memory.
     wide = values[:, left] + (values[:, right] - values[:, left]) * inward
     return wide[above] + (wide[below] - wide[above]) * lower[:, None]
 
@@ -56,20 +56,20 @@ class Encoder(Protocol):
     def encode(self, text: str, /) -> list[int]: ...
 
 
-def token_rows(encoder: Encoder, sentences: Sequence[str], length: int, strict: bool = False) -> np.ndarray:
-    """CLIP token ids int64 `[len(sentences), length]`: SOT, the words, EOT, then zeros.
+def token_rows(encoder: Encoder, texts: Sequence[str], length: int, strict: bool = False) -> np.ndarray:
+    """CLIP token ids int64 `[len(texts), length]`: SOT, the words, EOT, then zeros.
 
-    A sentence of more than `length` tokens, SOT and EOT counted, is cut and ends with EOT. With `strict`
-    it raises `UserError` instead, and so does a sentence without any word.
+    A text of more than `length` tokens, including SOT and EOT, is truncated and ends with EOT. With `strict`
+    it raises `UserError` instead, as does a text without any word.
     """
-    tokens = np.zeros((len(sentences), length), dtype=np.int64)
-    for row, sentence in zip(tokens, sentences, strict=True):
-        words = encoder.encode(sentence)
+    tokens = np.zeros((len(texts), length), dtype=np.int64)
+    for row, text in zip(tokens, texts, strict=True):
+        words = encoder.encode(text)
         if strict and not words:
-            raise UserError("the sentence is empty; describe the object in words")
+            raise UserError("the expression is empty; describe the object in words")
         if strict and len(words) + 2 > length:
             raise UserError(
-                f"the sentence has {len(words) + 2} tokens, the model takes {length}: shorten {sentence!r}"
+                f"the expression has {len(words) + 2} tokens, the model takes {length}: shorten {text!r}"
             )
         words = words[: length - 2]
         row[: len(words) + 2] = [encoder.sot_token_id, *words, encoder.eot_token_id]
@@ -83,11 +83,11 @@ def _tokenizer() -> Any:
     return SimpleTokenizer()
 
 
-def tokenize(sentences: list[str], length: int, strict: bool = False) -> np.ndarray:
-    """CLIP token ids int64 `[len(sentences), length]` by open_clip's tokenizer: see `token_rows`."""
-    return token_rows(_tokenizer(), sentences, length, strict)
+def tokenize(texts: list[str], length: int, strict: bool = False) -> np.ndarray:
+    """CLIP token ids int64 `[len(texts), length]` by open_clip's tokenizer; see `token_rows`."""
+    return token_rows(_tokenizer(), texts, length, strict)
 
 
-def token_counts(sentences: Iterable[str]) -> list[int]:
-    """How many tokens each sentence has by open_clip's tokenizer, SOT and EOT counted: 2 for an empty one."""
-    return [len(_tokenizer().encode(sentence)) + 2 for sentence in sentences]
+def token_counts(texts: Iterable[str]) -> list[int]:
+    """Number of tokens of each text by open_clip's tokenizer, including SOT and EOT: 2 if it is empty."""
+    return [len(_tokenizer().encode(text)) + 2 for text in texts]

@@ -1,7 +1,7 @@
-"""Small made-up scenes: coloured shapes of two sizes, placed without touching. Geometry only, no pixels.
+"""Random scenes: coloured shapes of two sizes that do not touch. Geometry only, no pixels.
 
-The first thing of a scene is its referent. The others are chosen to mislead a model that reads only part of
-the sentence: twins of the referent, things that differ from it in one attribute, and passers-by.
+The first object of a scene is its referent. The others are distractors for a model that reads only part of
+the expression: copies of the referent, objects that differ in one attribute, and random ones.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ COLOURS: dict[str, tuple[int, int, int]] = {
 }
 DEFAULT_LEVELS = ("attributes", "positions", "relations", "all")
 LEVELS = ("shapes", *DEFAULT_LEVELS)
-"""Levels of language. `shapes` is an exercise: things of one size and colour, told apart by shape alone."""
+"""Language levels. `shapes` is for training only: objects of one size and colour and different shapes."""
 
 _RADIUS = {"small": (0.075, 0.090), "large": (0.145, 0.175)}
 _MARGIN = 3.0
@@ -72,8 +72,8 @@ SHAPES = tuple(_OUTLINES)
 
 
 @dataclass(frozen=True)
-class Kind:
-    """What a thing looks like, in the words of `SIZES`, `COLOURS` and `SHAPES`."""
+class Appearance:
+    """Size, colour and shape of an object: one each of `SIZES`, `COLOURS` and `SHAPES`."""
 
     size: str
     colour: str
@@ -81,10 +81,10 @@ class Kind:
 
 
 @dataclass(frozen=True)
-class Thing:
-    """One object: its kind, and where and how it is drawn (pixels, radians, RGB 0..255)."""
+class SceneObject:
+    """One object: its appearance, position and radius (pixels), angle (radians) and colour (RGB 0..255)."""
 
-    kind: Kind
+    appearance: Appearance
     x: float
     y: float
     radius: float
@@ -94,78 +94,83 @@ class Thing:
     def polygon(self) -> np.ndarray:
         """The outline, float64 `[n, 2]` in pixels (x to the right, y down; pixel (0, 0) spans 0..1)."""
         turn = np.array([[cos(self.angle), sin(self.angle)], [-sin(self.angle), cos(self.angle)]])
-        return np.round(self.radius * _OUTLINES[self.kind.shape] @ turn + (self.x, self.y), 2)
+        return np.round(self.radius * _OUTLINES[self.appearance.shape] @ turn + (self.x, self.y), 2)
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture's size in pixels and its 3 to 6 things; `things[0]` is the referent."""
+    """An image's size in pixels and its 3 to 6 objects; `objects[0]` is the referent."""
 
     width: int
     height: int
-    things: tuple[Thing, ...]
+    objects: tuple[SceneObject, ...]
 
 
 def sample_scene(rng: np.random.Generator, level: str, shapes: Sequence[str] = SHAPES) -> Scene:
-    """A random scene whose referent has one of `shapes` and whose company suits the language `level`."""
+    """A random scene whose referent has one of `shapes`, with distractors for the language `level`."""
     width, height = (int(side) for side in rng.integers(112, 177, size=2))
-    things = None
-    while things is None:
-        things = _place(rng, _cast(rng, level, shapes), width, height)
-    return Scene(width, height, things)
+    objects = None
+    while objects is None:
+        objects = _place(rng, _choose_objects(rng, level, shapes), width, height)
+    return Scene(width, height, objects)
 
 
-def _cast(rng: np.random.Generator, level: str, shapes: Sequence[str]) -> list[Kind]:
-    """Referent first, then its misleading company, then passers-by."""
-    referent = _random_kind(rng, shapes)
-    cast = [referent]
+def _choose_objects(rng: np.random.Generator, level: str, shapes: Sequence[str]) -> list[Appearance]:
+    """The appearance of the referent, then of its distractors, then of random objects."""
+    referent = _random_appearance(rng, shapes)
+    chosen = [referent]
     if level == "shapes":
         others = rng.permutation([shape for shape in SHAPES if shape != referent.shape])[: rng.integers(2, 4)]
-        return cast + [Kind(referent.size, referent.colour, str(shape)) for shape in others]
+        return chosen + [Appearance(referent.size, referent.colour, str(shape)) for shape in others]
     if level == "attributes":
         differences = rng.permutation(_ATTRIBUTES)[: rng.integers(2, 4)]
     else:
-        cast += [referent if rng.random() < 0.7 else _vary(rng, referent, "size")] * int(rng.integers(1, 3))
+        chosen += [referent if rng.random() < 0.7 else _vary(rng, referent, "size")] * int(rng.integers(1, 3))
         differences = rng.permutation(_ATTRIBUTES)[: rng.integers(0, 3)]
-    cast += [_vary(rng, referent, str(attribute)) for attribute in differences]
-    total = max(len(cast), int(rng.integers(3, 7)))
-    while len(cast) < total:
-        passer_by = _random_kind(rng, SHAPES)
-        if passer_by != referent:
-            cast.append(passer_by)
-    return cast
+    chosen += [_vary(rng, referent, str(attribute)) for attribute in differences]
+    total = max(len(chosen), int(rng.integers(3, 7)))
+    while len(chosen) < total:
+        extra = _random_appearance(rng, SHAPES)
+        if extra != referent:
+            chosen.append(extra)
+    return chosen
 
 
-def _random_kind(rng: np.random.Generator, shapes: Sequence[str]) -> Kind:
-    return Kind(str(rng.choice(SIZES)), str(rng.choice(list(COLOURS))), str(rng.choice(shapes)))
+def _random_appearance(rng: np.random.Generator, shapes: Sequence[str]) -> Appearance:
+    return Appearance(str(rng.choice(SIZES)), str(rng.choice(list(COLOURS))), str(rng.choice(shapes)))
 
 
-def _vary(rng: np.random.Generator, kind: Kind, attribute: str) -> Kind:
-    """`kind` with exactly this attribute changed."""
+def _vary(rng: np.random.Generator, appearance: Appearance, attribute: str) -> Appearance:
+    """`appearance` with this attribute changed."""
     words = {"size": SIZES, "colour": tuple(COLOURS), "shape": SHAPES}[attribute]
-    values = {"size": kind.size, "colour": kind.colour, "shape": kind.shape}
+    values = {"size": appearance.size, "colour": appearance.colour, "shape": appearance.shape}
     values[attribute] = str(rng.choice([word for word in words if word != values[attribute]]))
-    return Kind(**values)
+    return Appearance(**values)
 
 
-def _place(rng: np.random.Generator, kinds: list[Kind], width: int, height: int) -> tuple[Thing, ...] | None:
-    """Things of these kinds, apart from each other and from the border; None when they did not fit."""
-    placed: dict[int, Thing] = {}
-    large_first = sorted(range(len(kinds)), key=lambda index: kinds[index].size != "large")
+def _place(
+    rng: np.random.Generator, appearances: list[Appearance], width: int, height: int
+) -> tuple[SceneObject, ...] | None:
+    """Objects that touch neither each other nor the border; None if they do not fit."""
+    placed: dict[int, SceneObject] = {}
+    large_first = sorted(range(len(appearances)), key=lambda index: appearances[index].size != "large")
     for index in large_first:
-        low, high = _RADIUS[kinds[index].size]
+        low, high = _RADIUS[appearances[index].size]
         radius = float(rng.uniform(low, high)) * min(width, height)
-        reach = _reach(kinds[index].shape) * radius + _MARGIN
+        reach = _reach(appearances[index].shape) * radius + _MARGIN
         for _ in range(40):
             x, y = float(rng.uniform(reach, width - reach)), float(rng.uniform(reach, height - reach))
-            gaps = (np.hypot(x - o.x, y - o.y) - _reach(o.kind.shape) * o.radius for o in placed.values())
+            gaps = (
+                np.hypot(x - o.x, y - o.y) - _reach(o.appearance.shape) * o.radius for o in placed.values()
+            )
             if all(gap > reach for gap in gaps):
                 break
         else:
             return None
         angle = float(rng.uniform(-0.2, 0.2))
-        placed[index] = Thing(kinds[index], x, y, radius, angle, _tint(rng, kinds[index].colour))
-    return tuple(placed[index] for index in range(len(kinds)))
+        rgb = _tint(rng, appearances[index].colour)
+        placed[index] = SceneObject(appearances[index], x, y, radius, angle, rgb)
+    return tuple(placed[index] for index in range(len(appearances)))
 
 
 def _reach(shape: str) -> float:
@@ -173,7 +178,7 @@ def _reach(shape: str) -> float:
 
 
 def _tint(rng: np.random.Generator, colour: str) -> tuple[int, int, int]:
-    """The named colour, a little lighter or darker and a little off its hue."""
+    """The named colour with random changes of brightness and hue."""
     tinted = np.array(COLOURS[colour]) * rng.uniform(0.93, 1.05) + rng.uniform(-8, 8, 3)
     red, green, blue = (int(channel) for channel in np.clip(tinted, 0, 255))
     return red, green, blue

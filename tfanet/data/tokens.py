@@ -1,6 +1,6 @@
-"""Sentences as CLIP token ids, and CLIP's byte-pair encoding for where PyTorch is not. No PyTorch.
+"""Expressions as CLIP token ids, and CLIP's byte-pair encoding without PyTorch.
 
-open_clip has the same encoding but imports PyTorch for it, so `BytePairs` serves a server that does without.
+open_clip has the same encoding but imports PyTorch; `BytePairs` is for servers without it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 
 VOCABULARY = "bpe_simple_vocab_16e6.txt.gz"
-"""The name of CLIP's file of merges, which open_clip ships."""
+"""The file of CLIP's merges, which open_clip contains."""
 MERGES = 48894
 SPECIAL = ("<start_of_text>", "<end_of_text>")
 _WORD_END = "</w>"
@@ -20,10 +20,10 @@ _PIECES = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
 
 class BytePairs:
-    """CLIP's encoding (Sennrich et al., 2016, over bytes) by its file of merges; an `Encoder`.
+    """CLIP's byte-pair encoding (Sennrich et al., 2016) from its file of merges; an `Encoder`.
 
-    A word is spelled in symbols, one a byte, of which the last is marked as the word's end. The adjacent pair
-    that stands earliest in the file is merged, and so on until none stands there; each symbol has an id.
+    A word starts as one symbol per byte, the last one marked as the end of the word. The adjacent pair that
+    comes first in the file is merged, until no pair is in the file; each symbol has an id.
     """
 
     def __init__(self, vocabulary: Path) -> None:
@@ -42,7 +42,7 @@ class BytePairs:
         self.sot_token_id, self.eot_token_id = (self._ids[name] for name in SPECIAL)
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a text's words, without SOT and EOT; an empty list for a text without any."""
+        """The ids of a text's words, without SOT and EOT; empty for a text without words."""
         import ftfy
 
         text = html.unescape(html.unescape(ftfy.fix_text(text)))
@@ -58,23 +58,23 @@ class BytePairs:
             first = min(pairwise(word), key=lambda pair: self._rank.get(pair, MERGES))
             if first not in self._rank:
                 break
-            word = _joined(word, first)
+            word = _merge_pair(word, first)
         return tuple(self._ids[symbol] for symbol in word)
 
 
-def _joined(word: list[str], pair: tuple[str, str]) -> list[str]:
-    """`word` with every occurrence of `pair`, from the left, made one symbol."""
+def _merge_pair(word: list[str], pair: tuple[str, str]) -> list[str]:
+    """`word` with every occurrence of `pair`, from the left, merged into one symbol."""
     merged: list[str] = []
     position = 0
     while position < len(word):
-        found = tuple(word[position : position + 2]) == pair
-        merged.append("".join(pair) if found else word[position])
-        position += 2 if found else 1
+        matches = tuple(word[position : position + 2]) == pair
+        merged.append("".join(pair) if matches else word[position])
+        position += 2 if matches else 1
     return merged
 
 
 def _letters() -> dict[int, str]:
     """A printable character for each byte, in the vocabulary's order: Latin-1's first, then from U+0100."""
-    own = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(0x100) if byte not in own]
-    return {byte: chr(byte) for byte in own} | {byte: chr(0x100 + n) for n, byte in enumerate(others)}
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(0x100) if byte not in printable]
+    return {byte: chr(byte) for byte in printable} | {byte: chr(0x100 + n) for n, byte in enumerate(others)}

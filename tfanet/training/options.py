@@ -1,15 +1,16 @@
-"""What a training run does, and the recipes: the paper's for each data set, and that of the bundled model.
+"""Training options, and the recipes: the paper's for each data set, and that of the bundled model.
 
-The paper (4.1) gives 480 x 480 pixels, 17 or 22 tokens, 50 epochs, AdamW, a rate that decays from epoch 25,
-and batch 8. What it leaves out is chosen so:
+The paper (4.1) gives 480 x 480 pixels, 17 or 22 tokens, 50 epochs, AdamW, a learning rate that decays from
+epoch 25, and batch 8. It does not give the following, which are our choices:
 
-- Rates: ReMamber's, the nearest model: 5e-5, and half of it for the pretrained encoders.
-- Sentences: one of each reference an epoch, drawn anew each time, as LAVT and ReMamber train: an epoch of
-  RefCOCO is its 42,404 references, 5,300 steps, not its 120,624 sentences.
-- Weight decay: LAVT's 1e-2. AdamW shrinks a weight by rate x decay a step: over RefCOCO's 265,000 steps 1e-2
-  shrinks an unused weight by about a tenth, and ReMamber's 1e-4 by 0.1 %, which is none.
-- Decay: linear to zero, as the paper names the epoch of its start only.
-- Warm-up of 1,000 steps, gradients clipped at norm 1: AdamW's second moments of the new layers are young.
+- Learning rate: 5e-5, half of it for the pretrained encoders, as ReMamber, the most similar model.
+- Expressions: one of each reference per epoch, chosen at random, as LAVT and ReMamber train: an epoch of
+  RefCOCO is its 42,404 references, 5,300 steps, not its 120,624 expressions.
+- Weight decay: LAVT's 1e-2. AdamW shrinks a weight by lr x decay per step: over RefCOCO's 265,000 steps 1e-2
+  shrinks an unused weight by about a tenth, ReMamber's 1e-4 by a negligible 0.1 %.
+- Learning rate decay: linear to zero; the paper gives the epoch where it starts only.
+- Warm-up of 1,000 steps, gradients clipped at norm 1: AdamW's second moments of new layers are inaccurate at
+  first.
 - EMA 0.9999, as in ReMamber's command; it starts at (1 + n) / (10 + n), so that the first weights fade.
 - The loss: see `losses`.
 """
@@ -22,8 +23,8 @@ from dataclasses import asdict, dataclass, replace
 from tfanet.errors import UserError
 
 PARTS = ("backbone", "text", "rest")
-"""Parts of the model with their own rate; the first two can be frozen."""
-SENTENCES = ("one", "all")
+"""Parts of the model with their own learning rate; the first two can be frozen."""
+EXPRESSIONS = ("one", "all")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 _FREE = (
@@ -34,74 +35,78 @@ _FREE = (
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """The defaults are the paper's; a resumed run may change memory, speed and patience only."""
+    """How to train. The defaults are the paper's.
+
+    A resumed run may change the options for memory, speed and error limits only; see `fixed`.
+    """
 
     epochs: int = 50
     batch: int = 8
-    """Pairs an optimizer step, over all processes and accumulated parts."""
+    """Samples per optimizer step, over all processes and accumulation steps."""
     accumulate: int = 1
-    """Parts that a process computes its share of a batch in, one after the other."""
-    sentences: str = "one"
-    """One of `SENTENCES`: an epoch has one sentence of each reference, drawn anew, or all of them."""
-    rate: float = 5e-5
-    """Peak learning rate; see `schedule.rate_factor`."""
+    """Gradient accumulation: each process computes its part of a batch in this many steps."""
+    expressions: str = "one"
+    """One of `EXPRESSIONS`: an epoch has one random expression of each reference, or all of them."""
+    lr: float = 5e-5
+    """Peak learning rate; see `schedule.lr_factor`."""
     backbone_share: float = 0.5
-    """The image encoder's rate as a share of `rate`."""
+    """Learning rate factor of the image encoder."""
     text_share: float = 0.5
+    """Learning rate factor of the text encoder."""
     weight_decay: float = 1e-2
     warmup: int = 1000
     """Steps of linear warm-up."""
     decay_from: float | None = None
-    """Epoch from which the rate falls linearly to zero; None: half of `epochs`."""
+    """Epoch from which the learning rate falls linearly to zero; None: half of `epochs`."""
     clip: float = 1.0
-    """Largest L2 norm of the gradient; infinity clips none."""
+    """Maximum L2 norm of the gradient; infinity disables clipping."""
     ema: float = 0.9999
-    """Decay of the weights' moving average, which is validated and stored; 0: none."""
+    """Decay of the exponential moving average of the weights, which is validated and saved; 0: none."""
     precision: str = "auto"
-    """One of `PRECISIONS`; auto is bf16 on a GPU that has it, else fp32. fp16 scales its loss."""
+    """One of `PRECISIONS`; auto is bf16 on a GPU that supports it, else fp32. fp16 scales the loss."""
     freeze: tuple[str, ...] = ()
-    """`PARTS` that are not trained: backbone, text."""
+    """`PARTS` to freeze: backbone, text."""
     checkpointing: bool = False
-    """Compute the image encoder's activations again in the backward pass instead of keeping them."""
+    """Recompute the image encoder's activations in the backward pass instead of keeping them."""
     compile: bool = False
     """Use torch.compile."""
     channels_last: bool = True
     seed: int = 0
     save_every: int = 500
-    """Steps between two savings of the training state; an epoch's end saves too."""
+    """Steps between two saved training states; each epoch also ends with one."""
     workers: int = 0
-    """Processes that load data, for each training process; 0 loads in the training process."""
+    """Data loader processes per training process; 0 loads in the training process."""
     device: str = "cpu"
     half_weights: bool = False
-    """Store the checkpoints in FP16: half the size; the training state stays FP32."""
+    """Save the checkpoints in FP16: half the size; the training state stays FP32."""
     skip_nonfinite: int = 0
-    """Batches with a loss or gradient that is not finite that are left out before the run stops."""
+    """Batches with a non-finite loss or gradient to skip before the run fails."""
     skip_broken: int = 0
-    """Pairs that cannot be read that are replaced before the run stops, for each process."""
+    """Unreadable samples to replace before the run fails, per process."""
 
     split_by: str = ""
-    """How the data set is split, so that a run is not resumed on another division; see `ReferFiles`."""
+    """How the data set is split, so that a run is not resumed with another split; see `ReferFiles`."""
     data: str = ""
-    """Identity of the training expressions, so that a run is not resumed on others."""
+    """Identity of the training expressions, so that a run is not resumed on other data."""
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
-            endless = name == "clip" and value == math.inf  # no clipping
-            if isinstance(value, float) and not (math.isfinite(value) or endless):
+            unlimited = name == "clip" and value == math.inf
+            if isinstance(value, float) and not (math.isfinite(value) or unlimited):
                 raise UserError(f"--{name.replace('_', '-')} cannot be {value}")
         if self.clip <= 0:
-            raise UserError(f"--clip {self.clip:g} would leave nothing of any gradient; inf clips none")
+            raise UserError(f"--clip must be above 0, not {self.clip:g}; inf disables clipping")
         if self.precision not in PRECISIONS:
             raise UserError(f"unknown precision {self.precision!r}; known: {', '.join(PRECISIONS)}")
-        if self.sentences not in SENTENCES:
-            raise UserError(f"unknown sentences {self.sentences!r}; known: {', '.join(SENTENCES)}")
-        if odd := set(self.freeze) - set(PARTS[:-1]):
-            raise UserError(f"cannot freeze {', '.join(sorted(odd))}; known: {', '.join(PARTS[:-1])}")
+        if self.expressions not in EXPRESSIONS:
+            raise UserError(f"unknown expressions {self.expressions!r}; known: {', '.join(EXPRESSIONS)}")
+        if unknown := set(self.freeze) - set(PARTS[:-1]):
+            raise UserError(f"cannot freeze {', '.join(sorted(unknown))}; known: {', '.join(PARTS[:-1])}")
         if self.decay_from is not None and not 0 <= self.decay_from <= self.epochs:
-            raise UserError(f"the rate cannot fall from epoch {self.decay_from} of {self.epochs}")
+            raise UserError(f"--decay-from must be from 0 to {self.epochs} (--epochs), not {self.decay_from}")
 
     def fixed(self) -> dict[str, int | float | str | bool | tuple[str, ...] | None]:
-        """The options that a resumed run must share."""
+        """The options that a resumed run must not change."""
         return {name: value for name, value in asdict(self).items() if name not in _FREE}
 
 
@@ -119,8 +124,8 @@ class Recipe:
 
 _PAPER = TrainingOptions(skip_nonfinite=20, skip_broken=100)
 _TINY = replace(
-    _PAPER, epochs=4, batch=16, rate=1e-3, backbone_share=1.0, text_share=1.0, warmup=200, ema=0.0,
-    precision="fp32", sentences="all", skip_nonfinite=0, skip_broken=0,
+    _PAPER, epochs=4, batch=16, lr=1e-3, backbone_share=1.0, text_share=1.0, warmup=200, ema=0.0,
+    precision="fp32", expressions="all", skip_nonfinite=0, skip_broken=0,
 )  # fmt: skip
 
 RECIPES: dict[str, Recipe] = {
@@ -132,7 +137,7 @@ RECIPES: dict[str, Recipe] = {
 
 
 def find_recipe(name: str) -> Recipe:
-    """The recipe `name`; `UserError` when it is unknown."""
+    """The recipe `name`. Raises `UserError` if it is unknown."""
     if name not in RECIPES:
         raise UserError(f"unknown recipe {name!r}; known: {', '.join(RECIPES)}")
     return RECIPES[name]

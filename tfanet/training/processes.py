@@ -1,4 +1,4 @@
-"""The processes of one run: `torchrun` starts them, on any number of GPUs and machines."""
+"""Distributed training: the processes that `torchrun` started, on any number of GPUs and machines."""
 
 from __future__ import annotations
 
@@ -19,48 +19,51 @@ from tfanet.errors import UserError
 
 @dataclass(frozen=True)
 class Processes:
-    """This process's `rank` among `world`; every method is called by all of them at the same place."""
+    """This process's `rank` among `world` processes; all must call each method in the same order."""
 
     rank: int = 0
     world: int = 1
 
     @property
     def first(self) -> bool:
-        """Whether this is the process that writes and speaks."""
+        """Whether this is rank 0, which writes files and prints messages."""
         return self.rank == 0
 
-    def total(self, values: Tensor) -> Tensor:
-        """The sum over the processes, in place."""
+    def all_reduce(self, values: Tensor) -> Tensor:
+        """The sum over all processes, in place."""
         if self.world > 1:
             dist.all_reduce(values)
         return values
 
     def gather(self, value: Any) -> list[Any]:
-        """Everybody's `value`, by rank."""
+        """The `value` of every process, by rank."""
         if self.world == 1:
             return [value]
-        found: list[Any] = [None] * self.world
-        dist.all_gather_object(found, value)
-        return found
+        values: list[Any] = [None] * self.world
+        dist.all_gather_object(values, value)
+        return values
 
 
 @contextmanager
-def joined(device: str) -> Iterator[tuple[Processes, str]]:
-    """Join the run that `torchrun` started, if it did: the processes and this one's device, cuda:N or cpu.
+def join_processes(device: str) -> Iterator[tuple[Processes, str]]:
+    """Initialise `torch.distributed` under `torchrun`: the processes and this one's device, cuda:N or cpu.
 
-    `UserError` where a machine has more processes than GPUs.
+    Without `torchrun` this is one process on `device`. Raises `UserError` if a machine has more processes
+    than GPUs.
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
         yield Processes(), device
         return
     if device.startswith("cuda"):
-        place, count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
-        if place >= count:
-            raise UserError(f"{place + 1} processes or more on a machine of {count} GPUs; start one for each")
-        device = f"cuda:{place}"
+        local_rank, count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if local_rank >= count:
+            raise UserError(
+                f"at least {local_rank + 1} processes on a machine with {count} GPUs; start one per GPU"
+            )
+        device = f"cuda:{local_rank}"
         torch.cuda.set_device(device)
-    # Of 1 x 1 kernels channels last: the strides that differ are those of axes of length 1.
+    # Harmless: channels-last 1 x 1 kernels differ only in the strides of axes of length 1.
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
     dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
     try:
@@ -70,7 +73,7 @@ def joined(device: str) -> Iterator[tuple[Processes, str]]:
 
 
 class _SyncedOnCpu(nn.BatchNorm2d):
-    """`nn.SyncBatchNorm`, which PyTorch has for GPUs alone, by plain collectives; for equal shares."""
+    """`nn.SyncBatchNorm` on the CPU, where PyTorch lacks it; every process must have the same batch size."""
 
     def forward(self, input: Tensor) -> Tensor:
         if not self.training:
@@ -92,7 +95,7 @@ class _SyncedOnCpu(nn.BatchNorm2d):
 
 
 def synchronise_norms(model: nn.Module, device: torch.device) -> nn.Module:
-    """`model` with BatchNorm over the batch of all processes, under the same parameter names."""
+    """`model` with BatchNorm over the batch of all processes; parameter names stay the same."""
     if device.type == "cuda":
         return nn.SyncBatchNorm.convert_sync_batchnorm(model)
     for module in model.modules():

@@ -1,4 +1,4 @@
-"""AdamW's parameter groups, the learning rate over the steps, and who computes which pairs when."""
+"""AdamW's parameter groups, the learning rate schedule, and the batches of an epoch and of a process."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ def part_of(name: str) -> str:
     return _MODULES.get(name.partition(".")[0], "rest")
 
 
-def parameter_groups(model: nn.Module, weight_decay: float, rates: Mapping[str, float]) -> list[dict]:
-    """Two groups a part: matrices and kernels with decay; the rest without.
+def parameter_groups(model: nn.Module, weight_decay: float, lrs: Mapping[str, float]) -> list[dict]:
+    """Two groups per part: matrices and kernels with decay; the rest without.
 
-    Without are vectors (norms, biases) and what a module's method `no_weight_decay` names, as in timm: names
-    of parameters in that module.
+    Without decay are vectors (norms, biases) and what a module's method `no_weight_decay` returns, as in
+    timm: names of parameters in that module.
 
-    `rates` is the peak rate of each of `options.PARTS`; a group keeps its own as `peak`. Parameters without
-    gradient are in no group, and no group is empty.
+
+    `lrs` maps each of `options.PARTS` to its peak learning rate, which its groups store as `peak`. Parameters
+    that require no gradient are in no group, and no group is empty.
     """
     excluded = {
         f"{path}.{name}".removeprefix(".")
@@ -33,26 +34,26 @@ def parameter_groups(model: nn.Module, weight_decay: float, rates: Mapping[str, 
     groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            plain = parameter.ndim <= 1 or name in excluded
-            groups.setdefault((part_of(name), plain), []).append(parameter)
+            no_decay = parameter.ndim <= 1 or name in excluded
+            groups.setdefault((part_of(name), no_decay), []).append(parameter)
     return [
-        {"params": found, "weight_decay": 0.0 if plain else weight_decay, "part": part, "peak": rates[part]}
-        for (part, plain), found in groups.items()
+        {"params": params, "weight_decay": 0.0 if no_decay else weight_decay, "part": part, "peak": lrs[part]}
+        for (part, no_decay), params in groups.items()
     ]
 
 
-def rate_factor(step: int, total: int, warmup: int, decay_from: float) -> float:
-    """Share of the peak rate at `step` (from 0) of `total`: linear warm-up, constant, linear to zero.
+def lr_factor(step: int, total: int, warmup: int, decay_from: float) -> float:
+    """Learning rate at `step` (from 0) of `total`, 0..1 of its peak: linear warm-up, constant, linear decay.
 
-    It falls from step `decay_from` on. The paper decays from epoch 25 of 50 and leaves the form open.
+    It decays to zero from step `decay_from` on. The paper decays from epoch 25 of 50; it gives no form.
     """
     rise = min(1.0, (step + 1) / max(warmup, 1))
     fall = min(1.0, (total - step) / max(total - decay_from, 1))
     return min(rise, fall)
 
 
-def set_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
-    """Give each group its peak rate times `factor`."""
+def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Set the learning rate of each group to its peak times `factor`."""
     for group in optimizer.param_groups:
         group["lr"] = group["peak"] * factor
 
@@ -60,22 +61,23 @@ def set_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
 def epoch_batches(
     references: Sequence[Sequence[int]], batch: int, seed: int, epoch: int, start: int = 0
 ) -> list[list[int]]:
-    """Index batches of one epoch from batch `start` on: a permutation of the references, one pair of each.
+    """Index batches of one epoch from batch `start` on: the references in random order, one sample of each.
 
-    `references[i]` are the indices of its pairs. Order and choice are fixed by seed and epoch. The last,
+    `references[i]` are the indices of its samples. Order and choice depend on seed and epoch only. The last,
     smaller batch is dropped: BatchNorm would weigh it as much as a full one.
     """
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
     order = torch.randperm(len(references), generator=generator).tolist()
-    draws = torch.rand(len(references), generator=generator, dtype=torch.float64).tolist()
-    chosen = [references[place][int(draws[place] * len(references[place]))] for place in order]
+    choice = torch.rand(len(references), generator=generator, dtype=torch.float64).tolist()
+    chosen = [references[i][int(choice[i] * len(references[i]))] for i in order]
     return [chosen[i : i + batch] for i in range(start * batch, len(chosen) - batch + 1, batch)]
 
 
-def shares(batches: list[list[int]], parts: int, rank: int, world: int) -> Iterator[list[int]]:
-    """What process `rank` of `world` computes: of every batch `parts` pieces, one after the other.
+def rank_batches(batches: list[list[int]], parts: int, rank: int, world: int) -> Iterator[list[int]]:
+    """The batches of process `rank` of `world`: `parts` of every batch, one after the other.
 
-    Together the processes compute every pair of a batch once. A batch is a multiple of parts x world.
+    Together the processes compute every sample of a batch once. The batch size must be a multiple of
+    parts x world.
     """
     for batch in batches:
         size = len(batch) // (parts * world)

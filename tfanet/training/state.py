@@ -1,4 +1,4 @@
-"""The training state in its own file: everything needed to go on as if nothing had happened."""
+"""The training state in its own file: everything needed to resume a run exactly."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ _DAMAGED = (
     pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError, LookupError, AttributeError,
     TypeError,
 )  # fmt: skip
-"""What `torch.load` raises for files that were cut or changed."""
+"""What `torch.load` raises for truncated or damaged files."""
+_RENAMED = {"rate": "lr", "sentences": "expressions"}
+"""Options by their names in states of version 0.1."""
 
 
 @dataclass
@@ -29,35 +31,35 @@ class TrainingState:
     config: str
     """`TFANetConfig.to_json`."""
     options: dict[str, Any]
-    """Options that must be the same when the run goes on."""
+    """Options that a resumed run must not change."""
     step: int
-    """Optimizer steps done, which tells the place in the data too."""
+    """Optimizer steps done, which also give the position in the data."""
     validated: int
     """Epochs that have been validated."""
     best: float
     """The best mean IoU so far."""
     skipped: int
-    """Batches left out because something was not finite."""
+    """Batches skipped because something was not finite."""
     trained: dict[str, Any]
-    """`Stepper.state`: model, moving average, optimizer, scaler."""
+    """`Stepper.state`: model, moving average, optimizer, loss scaler."""
     rng: list[Tensor]
-    """State of torch's CPU generator in each process (stochastic depth draws from it)."""
+    """State of torch's CPU generator in each process (stochastic depth uses it)."""
     cuda_rng: list[Tensor | None]
     """The same of each process's GPU."""
 
     def save(self, path: Path) -> None:
-        """Write to `path` atomically; `UserError` when the disk is full."""
+        """Write to `path` atomically. Raises `UserError` if the disk is full."""
         with atomic_path(path) as temporary:
             try:
                 torch.save({"format": FORMAT, **self.__dict__}, temporary)
-            except RuntimeError as error:  # what torch's archive writer makes of an OSError
+            except RuntimeError as error:  # torch's archive writer turns an OSError into this
                 raise UserError(f"cannot write {path}: {str(error).splitlines()[0]}") from error
 
 
 def load_state(path: Path, config: TFANetConfig, options: dict[str, Any]) -> TrainingState:
-    """Read a training state and hold it against the run that is to go on.
+    """Read a training state and check that it belongs to a run with this config and these options.
 
-    Raises `UserError` when the file is missing, damaged, of another kind, or of a run with other settings.
+    Raises `UserError` if the file is missing, damaged, not a training state, or of a run with other settings.
     """
     require_file(path, "training state")
     try:
@@ -66,14 +68,15 @@ def load_state(path: Path, config: TFANetConfig, options: dict[str, Any]) -> Tra
         state = TrainingState(**values) if known else None
     except _DAMAGED as error:
         raise UserError(
-            f"training state {path} is damaged or of another kind; begin a new run in another --out"
+            f"training state {path} is damaged or not a training state; start a new run with another --out"
         ) from error
     if state is None:
-        raise UserError(f"{path} is no training state of this version; begin a new run in another --out")
+        raise UserError(f"{path} is not a training state of this version; start a new run with another --out")
     if TFANetConfig.from_json(state.config) != config:
-        raise UserError(f"{path} is a run of another model config; use its preset or another --out")
-    # States of before `split_by` was noted: `data` tells their expressions.
-    saved = {"split_by": options.get("split_by")} | state.options
+        raise UserError(f"{path} has another model config; use its --preset or another --out")
+    # Older states lack `split_by`; their `data` identifies the expressions.
+    saved = {"split_by": options.get("split_by")}
+    saved |= {_RENAMED.get(name, name): value for name, value in state.options.items()}
     changed = [f"{key} was {saved.get(key)}" for key in options if saved.get(key) != options[key]]
     if changed:
         raise UserError(f"cannot resume {path} with other options: {', '.join(changed)}")

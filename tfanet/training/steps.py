@@ -1,4 +1,4 @@
-"""One optimizer step: precision, accumulation, gradients over all processes, clipping, the moving average."""
+"""One optimizer step: precision, accumulation, distributed gradients, clipping, the moving average."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from tfanet.training.schedule import parameter_groups, part_of
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-class Figures(NamedTuple):
-    """Of one step, over all processes; `stop` is whether one of them was asked to stop."""
+class StepResult(NamedTuple):
+    """Mean losses of one step over all processes; `stop` is whether one of them was asked to stop."""
 
     loss: float
     bce: float
     dice: float
-    norm: float
+    grad_norm: float
     """L2 norm of the gradient before clipping."""
     stop: bool
-    done: bool
-    """False where something was not finite: then no weight and no statistic has changed."""
+    updated: bool
+    """False if the loss or gradient was not finite: then no weight and no statistic has changed."""
 
 
 class Stepper:
-    """The model on its device with its optimizer; `weights` is what is validated and stored."""
+    """The model on its device with its optimizer; `weights` is what is validated and saved."""
 
     def __init__(self, model: TFANet, options: TrainingOptions, processes: Processes) -> None:
         self.options, self.processes = options, processes
@@ -52,7 +52,7 @@ class Stepper:
                 stage.blocks = _Checkpointed(*stage.blocks)
         if options.compile:
             parts = compiled_parts(model)
-            # Beyond the limit a part would run uncompiled, with a warning; at worst none share their code.
+            # Beyond this limit a part would run uncompiled, with a warning; at worst no two parts share code.
             dynamo = torch._dynamo.config
             dynamo.recompile_limit = max(dynamo.recompile_limit, len(parts))
             for part in parts:
@@ -61,28 +61,30 @@ class Stepper:
         if processes.world > 1:
             synchronise_norms(model, self.device)
             self.call = DistributedDataParallel(model, broadcast_buffers=False)
-        rates = {"backbone": options.backbone_share, "text": options.text_share, "rest": 1.0}
-        peaks = {part: share * options.rate for part, share in rates.items()}
+        factors = {"backbone": options.backbone_share, "text": options.text_share, "rest": 1.0}
+        peaks = {part: factor * options.lr for part, factor in factors.items()}
         self.optimizer = torch.optim.AdamW(
-            parameter_groups(model, options.weight_decay, peaks), lr=options.rate, fused=True
+            parameter_groups(model, options.weight_decay, peaks), lr=options.lr, fused=True
         )
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
 
     @property
     def weights(self) -> TFANet:
-        """The moving average where there is one, else the model."""
+        """The moving average if there is one, else the model."""
         return self.model if self.ema is None else self.ema.module  # pyright: ignore[reportReturnType]
 
     def autocast(self) -> torch.autocast:
+        """The autocast context of the run's precision; disabled for fp32."""
         dtype = _DTYPES.get(self.precision)
         return torch.autocast(self.device.type, dtype or torch.bfloat16, enabled=dtype is not None)
 
     def move(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """The tensors of a batch that the model and its loss need, on its device."""
         names = ("image", "tokens", "mask")
         return {name: batch[name].to(self.device, non_blocking=True) for name in names}
 
-    def step(self, parts: list[dict[str, Any]], stop: bool) -> Figures:
-        """Train on this process's `parts` of one batch."""
+    def step(self, parts: list[dict[str, Any]], stop: bool) -> StepResult:
+        """Train on this process's `parts` of one batch; `stop` is whether it was asked to stop."""
         statistics = [buffer.clone() for buffer in self.model.buffers()]
         self.optimizer.zero_grad(set_to_none=True)
         sums = torch.zeros(4, device=self.device)
@@ -90,12 +92,12 @@ class Stepper:
         for number, part in enumerate(parts):
             batch = self.move(part)
             last = number == len(parts) - 1
-            held = (
+            sync = (
                 nullcontext()
                 if last or not isinstance(self.call, DistributedDataParallel)
                 else self.call.no_sync()
             )
-            with held:
+            with sync:
                 with self.autocast():
                     logits = self.call(batch["image"], batch["tokens"])
                 loss = segmentation_loss(logits, batch["mask"])
@@ -104,11 +106,11 @@ class Stepper:
         sums[3] = float(stop)
         self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.options.clip).item()
-        total, bce, dice, stops = self.processes.total(sums).tolist()
-        # With a scaler an infinite gradient is its business as long as it can scale less.
-        scaled = self.scaler.is_enabled() and self.scaler.get_scale() > 1
-        done = math.isfinite(total) and (math.isfinite(norm) or scaled)
-        if done:
+        total, bce, dice, stops = self.processes.all_reduce(sums).tolist()
+        # The scaler handles a gradient that overflows as long as it can lower the scale.
+        rescalable = self.scaler.is_enabled() and self.scaler.get_scale() > 1
+        updated = math.isfinite(total) and (math.isfinite(norm) or rescalable)
+        if updated:
             self.scaler.step(self.optimizer)
             if self.ema is not None:
                 self.ema.update_parameters(self.model)
@@ -116,7 +118,7 @@ class Stepper:
             for buffer, before in zip(self.model.buffers(), statistics, strict=True):
                 buffer.copy_(before)
         self.scaler.update()
-        return Figures(total, bce, dice, norm, stops > 0, done)
+        return StepResult(total, bce, dice, norm, stops > 0, updated)
 
     def state(self) -> dict[str, Any]:
         """Everything that a step changes; see `load_state`."""
@@ -136,24 +138,24 @@ class Stepper:
 
 
 def choose_precision(name: str, device: torch.device) -> str:
-    """`auto` made one of the others: bf16 on a GPU that has it, else fp32."""
+    """Resolve `auto`: bf16 on a GPU that supports it, else fp32."""
     if name != "auto":
         return name
     return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(False) else "fp32"
 
 
 def compiled_parts(model: TFANet) -> list[nn.Module]:
-    """What `--compile` compiles, each by itself: those of the same sizes and strides share their code."""
+    """The modules that `--compile` compiles one by one; equal sizes and strides share code."""
     layers = cast(nn.ModuleList, model.text.tower.transformer.resblocks)
     blocks = (block for stage in model.vmamba.stages for block in stage.blocks)
     return [*layers, *blocks, *model.plus, *model.fusion, model.decoder]
 
 
 class _MovingAverage(AveragedModel):
-    """The exponential average of what a checkpoint holds; the first update copies.
+    """The exponential moving average of the state dict; the first update copies.
 
-    Buffers that no checkpoint holds are constants. One, the text tower's causal mask, has infinities, and the
-    average of two infinities is NaN.
+    Buffers outside the state dict are constants and stay as they are. One of them, the text tower's causal
+    mask, has infinities, and the average of two infinities is NaN.
     """
 
     def __init__(self, model: TFANet, decay: float) -> None:
@@ -163,22 +165,22 @@ class _MovingAverage(AveragedModel):
     @torch.no_grad()
     def update_parameters(self, model: nn.Module) -> None:
         count = int(self.n_averaged)
-        kept = min(self.decay, (1 + count) / (10 + count)) if count else 0.0
-        found = zip(self.module.state_dict().values(), model.state_dict().values(), strict=True)
+        decay = min(self.decay, (1 + count) / (10 + count)) if count else 0.0
+        tensors = zip(self.module.state_dict().values(), model.state_dict().values(), strict=True)
         means: list[Tensor] = []
         values: list[Tensor] = []
-        for mean, value in found:
+        for mean, value in tensors:
             if mean.is_floating_point():
                 means.append(mean)
                 values.append(value)
             else:  # BatchNorm's count of batches
                 mean.copy_(value)
-        get_ema_multi_avg_fn(kept)(means, values, count)
+        get_ema_multi_avg_fn(decay)(means, values, count)
         self.n_averaged += 1
 
 
 class _Checkpointed(nn.Sequential):
-    """The same modules under the same names; activations inside each are computed again for gradients."""
+    """The same modules under the same names; the activations of each are recomputed in the backward pass."""
 
     def forward(self, input: Tensor) -> Tensor:
         for module in self:

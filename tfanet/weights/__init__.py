@@ -1,4 +1,4 @@
-"""The checkpoint that ships with the package: `tiny`, trained on the synthetic data."""
+"""The checkpoint in the package: `tiny`, trained on the synthetic data."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from tfanet.errors import UserError
 
 
 def bundled(name: str = "tiny") -> Path:
-    """Path of a bundled checkpoint; `UserError` when there is none of this name."""
+    """Path of a bundled checkpoint. Raises `UserError` for an unknown name."""
     path = Path(__file__).parent / f"{name}.safetensors"
     if not path.is_file():
-        known = sorted(file.stem for file in path.parent.glob("*.safetensors"))
-        raise UserError(f"no checkpoint {name!r} ships with tfanet; bundled: {', '.join(known) or 'none'}")
+        names = sorted(file.stem for file in path.parent.glob("*.safetensors"))
+        raise UserError(f"no bundled checkpoint {name!r}; bundled: {', '.join(names) or 'none'}")
     return path
