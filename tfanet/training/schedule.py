@@ -21,7 +21,6 @@ def parameter_groups(model: nn.Module, weight_decay: float, lrs: Mapping[str, fl
     Without decay are vectors (norms, biases) and what a module's method `no_weight_decay` returns, as in
     timm: names of parameters in that module.
 
-
     `lrs` maps each of `options.PARTS` to its peak learning rate, which its groups store as `peak`. Parameters
     that require no gradient are in no group, and no group is empty.
     """
