@@ -21,7 +21,7 @@ from tfanet.ops.cross_selective_scan import cross_selective_scan_loop
 from tfanet.ops.selective_scan import selective_scan_loop
 from tfanet_export.functions import CROSS_SCAN, SCAN
 
-BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 formulations, report, scan_measure, scan_cpu = map(
     importlib.import_module,
     ("formulations", "report", "scan_measure", "scan_cpu"),

@@ -11,7 +11,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
-from gpu_benchmark import KERNELS, SMALL, gpu_cases, gpu_measure, host_timer, scan_measure, scan_module
+from gpu_setup import KERNELS, SMALL, gpu_cases, gpu_measure, host_timer, scan_measure, scan_module
 
 import tfanet.ops as ops
 from tfanet.ops import dispatch

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from gpu_benchmark import BENCHMARKS, KERNELS, SMALL, gpu_cases, gpu_measure, host_timer, scan_measure
+from gpu_setup import BENCHMARKS, KERNELS, SMALL, gpu_cases, gpu_measure, host_timer, scan_measure
 from typer.testing import CliRunner
 
 import tfanet.ops as ops

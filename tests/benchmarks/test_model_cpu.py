@@ -23,7 +23,7 @@ from tfanet.ops.cross_selective_scan import cross_selective_scan_loop
 from tfanet.ops.selective_scan import selective_scan_loop
 from tfanet_export.functions import CROSS_SCAN, DOMAIN, DOMAIN_VERSION, OPSET, SCAN
 
-BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 formulations, scan_measure, model_measure, model_cpu = map(
     importlib.import_module, ("formulations", "scan_measure", "model_measure", "model_cpu")
 )

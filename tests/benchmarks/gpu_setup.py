@@ -8,7 +8,7 @@ from pathlib import Path
 
 import tfanet.ops as ops
 
-BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 gpu_measure, gpu_cases, scan_measure = map(
     importlib.import_module, ("gpu_measure", "gpu_cases", "scan_measure")
 )
