@@ -1,32 +1,16 @@
-"""What the tests of the GPU's benchmark share: the operations as kernels, and a timer that needs no GPU."""
+"""A small scan, our operations as kernels on the CPU, and a timer that needs no GPU."""
 
 from __future__ import annotations
 
-import importlib
-import time
-from pathlib import Path
+from kernel_choice import Kernels
+from options import Shape
+from timing import wall_timer
 
 import tfanet.ops as ops
+from tfanet.ops.selective_scan import selective_scan_backward
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
-gpu_measure, gpu_cases, scan_measure = map(
-    importlib.import_module, ("gpu_measure", "gpu_cases", "scan_measure")
+KERNELS = Kernels(
+    ops.selective_scan, selective_scan_backward, ops.cross_selective_scan, ops.linear_cross_attention
 )
-scan_module = importlib.import_module("tfanet.ops.selective_scan")
-
-KERNELS = gpu_cases.Kernels(
-    ops.selective_scan,
-    scan_module.selective_scan_backward,
-    ops.cross_selective_scan,
-    ops.linear_cross_attention,
-)
-SMALL = scan_measure.Shape(12, 3, states=2)
-
-
-def host_timer(call):
-    seconds = []
-    for _ in range(3):
-        started = time.perf_counter()
-        call()
-        seconds.append(time.perf_counter() - started)
-    return gpu_measure.Timing(seconds)
+SMALL = Shape(12, 3, states=2)
+host_timer = wall_timer(3, 1.0)
