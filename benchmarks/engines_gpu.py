@@ -119,26 +119,26 @@ def candidates(
     def engine(path: Callable[[], Path], **options: Any) -> Callable[[], AbstractContextManager[Infer]]:
         return partial(open_file, path, **options)
 
-    found = [
+    result = [
         Candidate("PyTorch eager", "fp32", engine(lambda: checkpoint)),
         Candidate("PyTorch eager, our kernels", "fp16", partial(deployed, model, device)),
     ]
     for name, mode in (("torch.compile", "default"), ("torch.compile, CUDA graphs", "reduce-overhead")):
         compiled = partial(compiler, mode=mode)
-        found.append(Candidate(name, "fp16", partial(deployed, model, device, compiled)))
+        result.append(Candidate(name, "fp16", partial(deployed, model, device, compiled)))
     for precision in ("fp32", "fp16"):
         network = partial(files.onnx, precision)
-        found.append(Candidate("ONNX Runtime, CUDA", precision, engine(network, providers=[CUDA, CPU])))
+        result.append(Candidate("ONNX Runtime, CUDA", precision, engine(network, providers=[CUDA, CPU])))
     network = partial(files.onnx, "fp16")
-    found.append(Candidate("ONNX Runtime, TensorRT-RTX", "fp16", engine(network, providers=[RTX, CPU])))
+    result.append(Candidate("ONNX Runtime, TensorRT-RTX", "fp16", engine(network, providers=[RTX, CPU])))
     for backend in ("tensorrt-rtx", "tensorrt"):
         plan = partial(files.plan, backend)
-        found += [
+        result += [
             Candidate(f"{backend} plan, CUDA graphs", "fp16", engine(plan)),
             Candidate(f"{backend} plan", "fp16", engine(plan, cuda_graphs=False)),
             Candidate(f"{backend} plan, tensors", "fp16", engine(plan, tensors=True)),
         ]
-    return found
+    return result
 
 
 @contextmanager

@@ -106,7 +106,7 @@ def evaluation_cost(
     about = machine(threads) | {
         "engine": name,
         "image size": config.image_size,
-        "data": f"{pictures} pictures of {WIDTH} x {HEIGHT}, {cost.samples} expressions",
+        "data": f"{pictures} images of {WIDTH} x {HEIGHT}, {cost.samples} expressions",
     }
     title = f"One expression at {config.image_size}, and RefCOCO val"
     tables = [Table(title, ("part", "ms", "val, minutes"), parts.table_rows())]

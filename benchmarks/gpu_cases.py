@@ -7,13 +7,12 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
 import torch
 from gpu_measure import Call, Candidate, Case, Result, Row, measure
+from inputs import Normal, cross_inputs, model_inputs, scan_inputs
 from kernel_choice import Kernels, our_kernels, vectorised_paths
 from options import Shape
 from other_scans import mamba_backward, mamba_scan, mamba_scan_fp32, oflex_backward, oflex_scan
-from scan_inputs import Normal, cross_inputs, scan_inputs
 from timing import EventTimer, Timer
 from torch import Tensor
 
@@ -27,7 +26,6 @@ TRITON, VECTORISED, COMPILED = "ours, Triton", "vectorised, eager", "vectorised,
 MAMBA, MAMBA_FP32, OFLEX = "mamba_ssm", "mamba_ssm, in and out FP32", "VMamba's oflex"
 FUSED, UNFUSED = "ours, fused", "ours, unfused chain"
 OUR_KERNELS = "our kernels"
-EXPRESSION = "the small red circle to the left of the large blue square"
 
 DTYPES = {"FP16": torch.float16, "FP32": torch.float32}
 REORDERED, ROUNDED, GRADIENT, CHAIN = 1e-4, 4e-3, 1e-3, 2e-2
@@ -143,14 +141,10 @@ def attention_case(sizes: Attention, batch: int, dtype: str, device: torch.devic
 
 def model_case(model: TFANet, batch: int, dtype: str, device: torch.device) -> Case:
     """The deployed model in PyTorch, eager, with our kernels and with the vectorised paths."""
-    from tfanet.data.transforms import tokenize
     from tfanet_export.deploy import deployment_model
 
     deployed = deployment_model(model, fp16=dtype == "FP16").to(device)
-    size = model.config.image_size
-    images = np.random.default_rng(0).integers(0, 256, (batch, size, size, 3), dtype=np.uint8)
-    tokens = tokenize([EXPRESSION] * batch, model.config.token_length)
-    inputs = tuple(torch.from_numpy(value).to(device) for value in (images, tokens))
+    inputs = tuple(torch.from_numpy(x).to(device) for x in model_inputs(model.config, batch).values())
 
     def forward() -> Result:
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
@@ -169,8 +163,8 @@ def model_case(model: TFANet, batch: int, dtype: str, device: torch.device) -> C
         Candidate(OUR_KERNELS, lambda: with_our_kernels, tolerance, ours=True),
         Candidate(VECTORISED, lambda: with_vectorised_paths, tolerance),
     ]
-    name = f"{size} x {size}"
-    return Case(MODEL, name, batch, dtype, inputs, with_vectorised_paths, candidates, counted=False)
+    size = f"{model.config.image_size} x {model.config.image_size}"
+    return Case(MODEL, size, batch, dtype, inputs, with_vectorised_paths, candidates, counted=False)
 
 
 def bound(function: Callable[..., Result], inputs: tuple[Tensor, ...]) -> Call:

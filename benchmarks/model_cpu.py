@@ -169,9 +169,9 @@ def measure(
 ) -> tuple[Times, dict[str, list[Line]]]:
     """Time everything in turns, then profile each runtime."""
     import torch
+    from inputs import model_inputs
     from model_measure import (
         at_size,
-        example,
         no_scans,
         onnx_profile,
         torch_call,
@@ -184,7 +184,7 @@ def measure(
     from tfanet.ops.native import library
 
     torch.set_num_threads(threads)
-    feed, bare = example(model), folder / "without.onnx"
+    feed, bare = model_inputs(model.config), folder / "without.onnx"
     with working("the model without scans"):
         write_without_scans(file, bare)
     in_torch = torch_call(model, feed)
@@ -201,11 +201,11 @@ def measure(
             calls[BODIES] = onnx_call(file, threads, feed, native=False)
     for size in sizes[1:]:
         resized = at_size(model, size)
-        calls[AT.format(TORCH, size, size)] = torch_call(resized, example(resized))
+        calls[AT.format(TORCH, size, size)] = torch_call(resized, model_inputs(resized.config))
         if onnx_growth:
             resized_file = export(resized, folder / f"model-{size}.onnx")
             calls[AT.format(ONNX, size, size)] = onnx_call(
-                resized_file, threads, example(resized), native=True
+                resized_file, threads, model_inputs(resized.config), native=True
             )
     seconds = in_turns(calls, repeats)
     calls.clear()

@@ -18,12 +18,9 @@ import torch
 from onnx_cpu import open_session
 from torch import Tensor
 
-from tfanet.data.transforms import tokenize
 from tfanet.model import TFANet
 from tfanet_export.functions import CROSS_SCAN, DOMAIN, OPSET, SCAN
 from tfanet_export.storage import save_onnx
-
-EXPRESSION = "the small red circle to the left of the large blue square"
 
 
 class Line(NamedTuple):
@@ -39,13 +36,6 @@ def at_size(model: TFANet, size: int) -> TFANet:
     resized = copy.copy(model)
     resized.config = dataclasses.replace(model.config, image_size=size)
     return resized
-
-
-def example(model: TFANet) -> dict[str, np.ndarray]:
-    """A random image and an expression, batch 1, by the names of the deployed model's inputs."""
-    size = model.config.image_size
-    image = np.random.default_rng(0).integers(0, 256, (1, size, size, 3), dtype=np.uint8)
-    return {"image": image, "tokens": tokenize([EXPRESSION], model.config.token_length)}
 
 
 def torch_call(model: TFANet, feed: Mapping[str, np.ndarray]) -> Callable[[], np.ndarray]:

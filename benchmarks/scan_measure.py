@@ -10,11 +10,11 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import onnx
 import torch
+from inputs import cross_inputs, scan_inputs
 from kernel_choice import vectorised_paths
 from onnx import TensorProto, helper, numpy_helper
 from onnx_cpu import onnx_call
 from options import Shape
-from scan_inputs import cross_inputs, scan_inputs
 from timing import in_turns
 from torch import Tensor
 

@@ -13,7 +13,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import torch
-from gpu_cases import EXPRESSION
+from inputs import EXPRESSION, model_inputs
 from kernel_choice import mamba_kernels, our_kernels, vectorised_paths
 from remamber import remamber_steps
 from report import Table, cell, failures, reason
@@ -21,6 +21,7 @@ from timing import Timer
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from tfanet.config import TFANetConfig
     from tfanet.model import TFANet
     from tfanet.training.options import TrainingOptions
 
@@ -88,13 +89,13 @@ def candidates(
     options = replace(
         find_recipe("paper-refcoco").options, batch=batch, precision=precision, device=str(device)
     )
-    pairs = random_pairs(batch, model.config.image_size, model.config.token_length)
+    pairs = random_pairs(model.config, batch)
     ours = our_kernels if device.type == "cuda" else nullcontext
 
     def candidate(name: str, kernels: Kernels = ours, **changes: Any) -> Candidate:
         return Candidate(name, partial(tfanet_steps, model, replace(options, **changes), pairs, kernels))
 
-    found = [
+    result = [
         candidate(OURS),
         candidate("channels first", channels_last=False),
         candidate("checkpointing", checkpointing=True),
@@ -104,22 +105,16 @@ def candidates(
     ]
     if remamber:
         steps = partial(remamber_steps, remamber, options, pairs, EXPRESSION)
-        found.append(Candidate(REMAMBER, steps, comparable=False))
-    return found
+        result.append(Candidate(REMAMBER, steps, comparable=False))
+    return result
 
 
-def random_pairs(batch: int, size: int, length: int) -> dict[str, Tensor]:
-    """A batch of random images with masks of the left half and the same expression, on the CPU."""
-    from tfanet.data.transforms import tokenize
-
-    rng = torch.Generator().manual_seed(0)
-    mask = torch.zeros(batch, size, size, dtype=torch.uint8)
-    mask[:, :, : size // 2] = 1
-    return {
-        "image": torch.randint(0, 256, (batch, size, size, 3), dtype=torch.uint8, generator=rng),
-        "tokens": torch.as_tensor(tokenize([EXPRESSION] * batch, length)),
-        "mask": mask,
-    }
+def random_pairs(config: TFANetConfig, batch: int) -> dict[str, Tensor]:
+    """The inputs of `model_inputs` with masks of the left half, on the CPU."""
+    pairs = {name: torch.from_numpy(x) for name, x in model_inputs(config, batch).items()}
+    mask = torch.zeros(batch, config.image_size, config.image_size, dtype=torch.uint8)
+    mask[:, :, : config.image_size // 2] = 1
+    return pairs | {"mask": mask}
 
 
 @contextmanager

@@ -15,6 +15,7 @@ import onnx
 import pytest
 import scan_measure
 import torch
+from inputs import model_inputs
 from onnx import TensorProto, helper
 from onnx_cpu import onnx_call
 from options import Shape
@@ -53,7 +54,7 @@ def test_models_without_scans_are_the_same_in_both_runtimes(tmp_path, operation,
 
 
 def test_scans_are_left_out_inside_the_context_only(random_model):
-    call = model_measure.torch_call(random_model, model_measure.example(random_model))
+    call = model_measure.torch_call(random_model, model_inputs(random_model.config))
     before = call()
     with model_measure.no_scans():
         without = call()
@@ -66,7 +67,7 @@ def test_model_at_another_size_shares_its_weights(random_model):
     assert random_model.config.image_size == 96
     weights = zip(resized.parameters(), random_model.parameters(), strict=True)
     assert all(one is other for one, other in weights)
-    assert model_measure.torch_call(resized, model_measure.example(resized))().shape == (1, 160, 160)
+    assert model_measure.torch_call(resized, model_inputs(resized.config))().shape == (1, 160, 160)
 
 
 def event(name, ts, dur, operator=None):

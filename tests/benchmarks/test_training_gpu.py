@@ -153,7 +153,7 @@ def test_vectorised_paths_use_no_compiled_kernels():
 
 def test_invalid_checkout_is_a_row(tmp_path):
     options = replace(small_runs.OPTIONS, batch=2)
-    pairs = training_measure.random_pairs(2, 32, 17)
+    pairs = training_measure.random_pairs(small_runs.SMALL, 2)
     remamber = Candidate("ReMamber", lambda: remamber_steps(tmp_path, options, pairs, "left"))
     row = training_measure.measure(remamber, None, lambda step: pytest.fail("timed"), FakeMemory())
     assert "is not a checkout of ReMamber" in row.why

@@ -1,15 +1,23 @@
-"""Random inputs of the scans, the same in every run.
+"""Random inputs of the scans and of the model, the same in every run.
 
-Symbols: D channels of one direction, K = 4 directions, N states, R = D / 32 the rank of dt, L = H W tokens.
+Scans: D channels of one direction, K = 4 directions, N states, R = D / 32 the rank of dt, L = H W tokens.
 """
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+import numpy as np
 import torch
 from options import Shape
 from torch import Tensor
 
 from tfanet.ops.traversals import DIRECTIONS
+
+if TYPE_CHECKING:
+    from tfanet.config import TFANetConfig
+
+EXPRESSION = "the small red circle to the left of the large blue square"
 
 
 class Normal:
@@ -42,3 +50,12 @@ def cross_inputs(shape: Shape, batch: int, dtype: torch.dtype, device: torch.dev
     weight = (normal(rows, shape.rank) * shape.rank**-0.5).to(dtype)
     A = -torch.arange(1.0, shape.states + 1, device=device).repeat(rows, 1)
     return x, p, weight, A, normal(rows), normal(rows) - 4
+
+
+def model_inputs(config: TFANetConfig, batch: int = 1) -> dict[str, np.ndarray]:
+    """image uint8 [batch, S, S, 3] of noise; tokens int64 [batch, L], all of `EXPRESSION`."""
+    from tfanet.data.transforms import tokenize
+
+    size = config.image_size
+    image = np.random.default_rng(0).integers(0, 256, (batch, size, size, 3), dtype=np.uint8)
+    return {"image": image, "tokens": tokenize([EXPRESSION] * batch, config.token_length)}
