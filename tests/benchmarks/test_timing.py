@@ -47,11 +47,11 @@ def test_launch_longer_than_all_flushes_is_host_bound(monkeypatch):
     FakeCuda(monkeypatch)
     monkeypatch.setattr(timing, "HOST_LIKE", 0.01)
     timer = timing.EventTimer(CPU, 5, 10.0)
-    assert not timer(lambda: time.sleep(0.05)).host_bound  # the device takes 2 ms, more than 0.01 * 50 ms
+    assert not timer(lambda: time.sleep(0.02)).host_bound  # the device takes 2 ms, more than 0.01 * 20 ms
     monkeypatch.setattr(timing, "HOST_LIKE", 1.5)
-    measured = timer(lambda: time.sleep(0.05))
+    measured = timer(lambda: time.sleep(0.02))
     assert measured.host_bound
-    assert 0.05 <= measured.host_seconds < 0.5
+    assert 0.02 <= measured.host_seconds < 0.5
 
 
 def test_flush_writes_and_reads_the_whole_buffer(monkeypatch):
