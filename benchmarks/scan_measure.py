@@ -105,11 +105,13 @@ def implementations(
         with vectorised_paths():
             return compiled()
 
-    calls = {(TORCH, VECTORISED): vectorised, (ONNX, BODY): onnx_call(path, threads, feed, native=False)}
-    if native.library() is not None:
+    built = native.library() is not None
+    calls: dict[tuple[str, str], Callable[[], np.ndarray]] = {(TORCH, VECTORISED): vectorised}
+    if built:
         calls[TORCH, COMPILED] = compiled
-        if operation == CROSS_SCAN:
-            calls[ONNX, COMPILED] = onnx_call(path, threads, feed, native=True)
+    calls[ONNX, BODY] = onnx_call(path, threads, feed, native=False)
+    if built and operation == CROSS_SCAN:
+        calls[ONNX, COMPILED] = onnx_call(path, threads, feed, native=True)
     return calls
 
 
