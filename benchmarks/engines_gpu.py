@@ -1,4 +1,4 @@
-"""The whole model in every runtime of this machine's GPU: `python benchmarks/engines_gpu.py`."""
+"""The whole model in every runtime on this machine's GPU: `python benchmarks/engines_gpu.py`."""
 
 from __future__ import annotations
 
@@ -10,17 +10,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import typer
-from report import RESULTS, check_threads, machine, write
-from scan_gpu import parse_batches
+from options import (
+    RESULTS,
+    BatchesOption,
+    LimitOption,
+    OutOption,
+    check_threads,
+    parse_batches,
+    require_cuda,
+)
+from report import about_gpu, machine, show, write
 
-from tfanet.console import new_app, run, say, track
+from tfanet.console import new_app, run, track
 from tfanet.errors import UserError, VerificationError
 from tfanet.files import require_writable
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
-    from engines_measure import Infer, Rival, Row, Timer
+    from engines_measure import Candidate, Infer, Row
+    from timing import Timer
 
     from tfanet.model import TFANet
 
@@ -28,8 +37,16 @@ PAIRS = 8
 app = new_app("Time the whole model in PyTorch, ONNX Runtime and TensorRT on this machine's GPU.")
 
 
+NOTES = (
+    "ms: of a call from NumPy arrays to NumPy arrays after a warm-up, copies to and from the GPU included",
+    "MiB: GPU memory in use, less what was in use before opening, without PyTorch's unused cache",
+    f"error and agreement: against PyTorch FP32 on the CPU, on {PAIRS} real pairs, before timing",
+    "status: ok, or why there is no time",
+)
+
+
 class Files(Protocol):
-    """Makes the deployed files when they are first asked for; raises what makes that fail."""
+    """The deployed files, made when they are first used; errors of the export or build are raised then."""
 
     def onnx(self, precision: str) -> Path: ...
 
@@ -39,25 +56,21 @@ class Files(Protocol):
 @app.command()
 def engines_gpu(
     checkpoint: Annotated[Path | None, typer.Option(help="A .safetensors [the bundled tiny model].")] = None,
-    batches: Annotated[str, typer.Option(help="Pictures at a time, comma-separated.")] = "1,8",
-    repeats: Annotated[int, typer.Option(min=1, help="Timed calls of each.")] = 100,
-    limit: Annotated[float, typer.Option(help="Seconds to time one figure; slow ones run less often.")] = 20,
-    out: Annotated[
-        Path, typer.Option(help="Folder of the report.", show_default="benchmarks/results")
-    ] = RESULTS,
+    batches: BatchesOption = "1,8",
+    repeats: Annotated[int, typer.Option(min=1, help="Timed calls of each engine.")] = 100,
+    limit: LimitOption = 20,
+    out: OutOption = RESULTS,
 ) -> None:
-    """Check every engine against PyTorch, time it from array to array, and write the table to --out."""
+    """Check every engine against PyTorch, time it host to host, and write the table to --out."""
     sizes = parse_batches(batches)
     if max(sizes) > PAIRS:
-        raise UserError(f"--batches takes at most {PAIRS} pictures, the largest batch of the plans")
+        raise UserError(f"--batches takes at most {PAIRS}, the largest batch size of the plans")
     require_writable(out / "engines-gpu")
 
-    import torch
+    require_cuda("benchmarks/model_cpu.py times the model on a CPU")
 
-    if not torch.cuda.is_available():
-        raise UserError("no CUDA device here; benchmarks/model_cpu.py times the model on a CPU")
-    from engines_measure import wall_timer
-    from gpu_measure import about_gpu
+    import torch
+    from timing import wall_timer
 
     from tfanet.checkpoint import load_model
     from tfanet.weights import bundled
@@ -67,12 +80,12 @@ def engines_gpu(
     about = machine(check_threads(None)) | about_gpu() | {"checkpoint": source.name, "repeats": repeats}
     device = torch.device("cuda", torch.cuda.current_device())
     with tempfile.TemporaryDirectory() as folder:
-        contenders = rivals(source, model, device, MadeFiles(model, Path(folder)), torch.compile)
-        report_on(contenders, model, sizes, wall_timer(repeats, limit), used_bytes, about, out)
+        engines = candidates(source, model, device, MadeFiles(model, Path(folder)), torch.compile)
+        report_on(engines, model, sizes, wall_timer(repeats, limit), used_bytes, about, out)
 
 
 class MadeFiles:
-    """The model exported and built in a folder."""
+    """Exports and builds the model in a folder."""
 
     def __init__(self, model: TFANet, folder: Path) -> None:
         self._model, self._folder = model, folder
@@ -95,42 +108,42 @@ class MadeFiles:
         return path
 
 
-def rivals(
+def candidates(
     checkpoint: Path, model: TFANet, device: torch.device, files: Files, compiler: Callable[..., Any]
-) -> list[Rival]:
-    """Every way to run the model here, the reference first; what cannot run says so when it is opened."""
-    from engines_measure import Rival
+) -> list[Candidate]:
+    """All ways to run the model, PyTorch eager first; those that cannot run here fail when opened."""
+    from engines_measure import Candidate
 
     from tfanet_engines.ort_session import CPU, CUDA, RTX
 
     def engine(path: Callable[[], Path], **options: Any) -> Callable[[], AbstractContextManager[Infer]]:
-        return partial(open_rival, path, **options)
+        return partial(open_file, path, **options)
 
-    found = [
-        Rival("PyTorch eager", "fp32", engine(lambda: checkpoint)),
-        Rival("PyTorch eager, our kernels", "fp16", partial(deployed, model, device)),
+    result = [
+        Candidate("PyTorch eager", "fp32", engine(lambda: checkpoint)),
+        Candidate("PyTorch eager, our kernels", "fp16", partial(deployed, model, device)),
     ]
     for name, mode in (("torch.compile", "default"), ("torch.compile, CUDA graphs", "reduce-overhead")):
         compiled = partial(compiler, mode=mode)
-        found.append(Rival(name, "fp16", partial(deployed, model, device, compiled)))
+        result.append(Candidate(name, "fp16", partial(deployed, model, device, compiled)))
     for precision in ("fp32", "fp16"):
         network = partial(files.onnx, precision)
-        found.append(Rival("ONNX Runtime, CUDA", precision, engine(network, providers=[CUDA, CPU])))
+        result.append(Candidate("ONNX Runtime, CUDA", precision, engine(network, providers=[CUDA, CPU])))
     network = partial(files.onnx, "fp16")
-    found.append(Rival("ONNX Runtime, TensorRT-RTX", "fp16", engine(network, providers=[RTX, CPU])))
+    result.append(Candidate("ONNX Runtime, TensorRT-RTX", "fp16", engine(network, providers=[RTX, CPU])))
     for backend in ("tensorrt-rtx", "tensorrt"):
         plan = partial(files.plan, backend)
-        found += [
-            Rival(f"{backend} plan, CUDA graphs", "fp16", engine(plan)),
-            Rival(f"{backend} plan", "fp16", engine(plan, cuda_graphs=False)),
-            Rival(f"{backend} plan, tensors", "fp16", engine(plan, tensors=True)),
+        result += [
+            Candidate(f"{backend} plan, CUDA graphs", "fp16", engine(plan)),
+            Candidate(f"{backend} plan", "fp16", engine(plan, cuda_graphs=False)),
+            Candidate(f"{backend} plan, tensors", "fp16", engine(plan, tensors=True)),
         ]
-    return found
+    return result
 
 
 @contextmanager
-def open_rival(path: Callable[[], Path], *, tensors: bool = False, **options: Any) -> Iterator[Infer]:
-    """An engine; with `tensors` the arrays are made tensors of its device on the way."""
+def open_file(path: Callable[[], Path], *, tensors: bool = False, **options: Any) -> Iterator[Infer]:
+    """The engine of a file; with `tensors` it takes and returns tensors on its device."""
     import torch
 
     from tfanet_engines import open_engine
@@ -148,7 +161,7 @@ def open_rival(path: Callable[[], Path], *, tensors: bool = False, **options: An
 def deployed(
     model: TFANet, device: torch.device, compiler: Callable[..., Any] | None = None
 ) -> Iterator[Infer]:
-    """The half-precision model that is exported, in PyTorch, compiled if a compiler is given."""
+    """The half-precision model in PyTorch, as it is exported, compiled if a compiler is given."""
     import torch
 
     from tfanet_export.deploy import deployment_model
@@ -165,7 +178,7 @@ def deployed(
 
 
 def used_bytes() -> int:
-    """Memory of the GPU that is taken, by anybody, after PyTorch gave back what it does not need."""
+    """GPU memory in use by all processes, after PyTorch has released its unused cache."""
     import gc
 
     import torch
@@ -178,17 +191,17 @@ def used_bytes() -> int:
 
 
 def report_on(
-    contenders: Sequence[Rival],
+    candidates: Sequence[Candidate],
     model: TFANet,
     batches: Sequence[int],
     timer: Timer,
-    gauge: Callable[[], int],
+    used_bytes: Callable[[], int],
     about: dict[str, Any],
     out: Path,
 ) -> list[Row]:
-    """Measure one rival after the other; the report is written again after each.
+    """Measure the candidates and write the report again after each.
 
-    Raises `VerificationError` at the end where logits were out of bounds.
+    Raises `VerificationError` at the end if logits exceeded the tolerances.
     """
     import torch
     from engines_measure import measure, records, table
@@ -199,25 +212,15 @@ def report_on(
     with torch.inference_mode():
         expected = model(torch.from_numpy(images), torch.from_numpy(tokens)).numpy()
     rows: list[Row] = []
-    for rival in track(contenders, "engines", len(contenders)):
-        rows += measure(rival, batches, images, tokens, expected, timer, gauge)
+    for candidate in track(candidates, "engines", len(candidates)):
+        rows += measure(candidate, batches, images, tokens, expected, timer, used_bytes)
         paths = write("engines-gpu", out, about, [table(rows)], NOTES, records(rows))
-    table(rows).show()
-    for line in (*NOTES, *(f"wrote {path}" for path in paths)):
-        say(line)
+    show([table(rows)], NOTES, paths)
     if wrong := [row for row in rows if row.wrong]:
         raise VerificationError(
-            f"{len(wrong)} figures out of bounds; the first: {wrong[0].name}: {wrong[0].why}"
+            f"{len(wrong)} rows exceed the tolerances; the first: {wrong[0].name}: {wrong[0].why}"
         )
     return rows
-
-
-NOTES = (
-    "ms: of a call from NumPy arrays to NumPy arrays, copies to and from the GPU included, warmed up before",
-    "MiB: memory of the GPU taken since before the engine was opened, PyTorch's unused cache given back",
-    f"error and agreement: against PyTorch FP32 on the CPU, on {PAIRS} real pairs, before timing",
-    "loaded: yes, or what the runtime said",
-)
 
 
 if __name__ == "__main__":

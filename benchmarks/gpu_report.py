@@ -1,4 +1,4 @@
-"""What `scan_gpu.py` reports: a table a section, ratios, shares of the copy bandwidth, goals."""
+"""The report of `scan_gpu.py`: a table per section, ratios, shares of the copy bandwidth, goals."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from gpu_cases import (
     VECTORISED,
 )
 from gpu_measure import Row
-from report import Table
+from report import Table, cell, number
 
 TITLES = {
     SCAN: "Selective scan, forward",
@@ -36,46 +36,46 @@ LONGEST_CELL = 44
 
 @dataclass(frozen=True)
 class Goal:
-    """A figure to reach, wherever a case has one."""
+    """A value that the cases of a section should reach."""
 
     text: str
     least: float
     percent: bool
-    figure: Callable[[Mapping[str, Row], float], float | None]
-    """Of a case's rows by name and the copy bandwidth; None where the rows lack it."""
+    value: Callable[[Mapping[str, Row], float], float | None]
+    """Of a case's rows by name and the copy bandwidth; None if a measurement is missing."""
     section: str
     size: str = ""
-    """The only size that it is for."""
+    """The only size it applies to; empty for all."""
     dtypes: tuple[str, ...] = ("FP16",)
 
 
 def grouped(rows: Sequence[Row]) -> dict[tuple[str, str, int, str], dict[str, Row]]:
     """The rows of each case by name."""
-    found: dict[tuple[str, str, int, str], dict[str, Row]] = {}
+    cases: dict[tuple[str, str, int, str], dict[str, Row]] = {}
     for row in rows:
-        found.setdefault(row.case, {})[row.name] = row
-    return found
+        cases.setdefault(row.case, {})[row.name] = row
+    return cases
 
 
 def times_as_fast(ours: Row | None, other: Row | None) -> float | None:
-    """How many times as fast ours is; None where a time is missing."""
+    """Time of `other` over time of `ours`; None if one is missing."""
     return other.median / ours.median if ours and other and ours.seconds and other.seconds else None
 
 
 def share_of_copy(row: Row | None, bandwidth: float) -> float | None:
-    """Bytes over time, over the copy bandwidth; None where bytes or time are missing."""
+    """Bytes over time, over the copy bandwidth; None if bytes or time are missing."""
     return row.moved_bytes / row.median / bandwidth if row and row.seconds and row.moved_bytes else None
 
 
 def section_table(section: str, rows: Sequence[Row], bandwidth: float) -> Table:
-    """A line a candidate, case after case."""
+    """One line per candidate, case by case."""
     model = section == MODEL
-    columns = ["size", "batch", "dtype", "what", "ms a picture" if model else "ms", "ours is x as fast"]
+    columns = ["size", "batch", "dtype", "candidate", "ms per image" if model else "ms", "speedup of ours"]
     columns += ["error"] if model else ["MB", "GB/s", "% of copy", "error"]
     lines = []
-    for (_, size, batch, dtype), found in grouped(rows).items():
-        ours = next((row for row in found.values() if row.ours), None)
-        for name, row in found.items():
+    for (_, size, batch, dtype), by_name in grouped(rows).items():
+        ours = next((row for row in by_name.values() if row.ours), None)
+        for name, row in by_name.items():
             cells = [size, str(batch), dtype, name, time_cell(row, batch if model else 1)]
             cells.append(number(None if row.ours else times_as_fast(ours, row), "{:.2f}"))
             if not model:
@@ -87,16 +87,12 @@ def section_table(section: str, rows: Sequence[Row], bandwidth: float) -> Table:
     return Table(TITLES[section], columns, lines, texts=4)
 
 
-def time_cell(row: Row, share: int) -> str:
-    """Milliseconds, with a star where they are the host's; or why there are none."""
+def time_cell(row: Row, images: int) -> str:
+    """Milliseconds over `images`, with a star if host-bound; or the reason why there are none."""
     if not row.seconds:
-        why = row.why.replace("|", "/")
+        why = cell(row.why)
         return why if len(why) <= LONGEST_CELL else f"{why[: LONGEST_CELL - 3]}..."
-    return f"{1e3 * row.median / share:.4f}{'*' if row.host_bound else ''}"
-
-
-def number(value: float | None, form: str) -> str:
-    return "–" if value is None else form.format(value)
+    return f"{1e3 * row.median / images:.4f}{'*' if row.host_bound else ''}"
 
 
 def ratio_goal(
@@ -104,14 +100,14 @@ def ratio_goal(
 ) -> Goal:
     ours, other = names
 
-    def figure(rows: Mapping[str, Row], bandwidth: float) -> float | None:
+    def value(rows: Mapping[str, Row], bandwidth: float) -> float | None:
         return times_as_fast(rows.get(ours), rows.get(other))
 
-    return Goal(text, least, False, figure, section, dtypes=dtypes)
+    return Goal(text, least, False, value, section, dtypes=dtypes)
 
 
 def goals() -> list[Goal]:
-    """What the kernels are to reach."""
+    """The values that our kernels should reach."""
 
     def share(rows: Mapping[str, Row], bandwidth: float) -> float | None:
         return share_of_copy(rows.get(TRITON), bandwidth)
@@ -128,36 +124,36 @@ def goals() -> list[Goal]:
 
 
 def goals_table(rows: Sequence[Row], bandwidth: float) -> Table:
-    """Every goal at every case that it is for: met, not met, or without a figure."""
+    """Every goal for every case it applies to: met, not met, or not measured."""
     lines = []
     for goal in goals():
-        for (section, size, batch, dtype), found in grouped(rows).items():
+        for (section, size, batch, dtype), by_name in grouped(rows).items():
             if section != goal.section or goal.size not in ("", size) or dtype not in goal.dtypes:
                 continue
-            value = goal.figure(found, bandwidth)
+            value = goal.value(by_name, bandwidth)
             form = "{:.1%}" if goal.percent else "{:.2f}"
-            verdict = "no figure" if value is None else "met" if value >= goal.least else "not met"
-            figures = [number(value, form), f">= {form.format(goal.least)}", verdict]
-            lines.append([goal.text, size, str(batch), dtype, *figures])
+            verdict = "not measured" if value is None else "met" if value >= goal.least else "not met"
+            measured = [number(value, form), f">= {form.format(goal.least)}", verdict]
+            lines.append([goal.text, size, str(batch), dtype, *measured])
     return Table("Goals", ["goal", "size", "batch", "dtype", "measured", "goal", "verdict"], lines, texts=4)
 
 
 def definitions() -> list[str]:
-    """What the figures mean."""
+    """What the columns mean."""
     return [
-        "ms: median of the runs by CUDA events, the second-level cache flushed before each; where a star "
-        "stands, the host may have launched more slowly than the GPU ran",
-        "ours is x as fast: the line's time over that of our kernel in the same case",
-        "MB: every input read once and every output written once, in the types that the line has; % of copy: "
-        "these bytes over time, over the bandwidth of a copy of 1 GiB in the same run",
-        "error: largest difference from the vectorised path as a share of its largest value, before timing",
-        "sizes: tokens x channels of one of the 4 directions; mamba_ssm's result has the inputs' type, ours "
-        "and VMamba's are FP32",
+        "ms: median of the runs by CUDA events, with the second-level cache flushed before each; a star: "
+        "the GPU may have waited for the host",
+        "speedup of ours: time of the line over the time of our kernel in the same case",
+        "MB: every input read once and every output written once, in their dtypes; % of copy: bytes over "
+        "time, over the bandwidth of a copy of 1 GiB in the same run",
+        "error: largest difference from the vectorised path over its largest value, before timing",
+        "size: tokens x channels of one of the 4 directions; the result of mamba_ssm has the inputs' dtype, "
+        "ours and VMamba's are FP32",
     ]
 
 
 def exceptions(rows: Sequence[Row], repeats: int) -> list[str]:
-    """What has no figure, or one of fewer runs than were asked for."""
+    """Candidates that were not measured, or in fewer than `repeats` runs."""
     missing: dict[tuple[str, str, str], list[str]] = {}
     for row in rows:
         if row.why:
@@ -169,18 +165,18 @@ def exceptions(rows: Sequence[Row], repeats: int) -> list[str]:
     for row in rows:
         if 0 < len(row.seconds) < repeats:
             what = f"{row.section}, {row.name}, {row.size}, batch {row.batch}, {row.dtype}"
-            lines.append(f"{what}: over the limit, so of {len(row.seconds)} runs only")
+            lines.append(f"{what}: only {len(row.seconds)} runs within the time limit")
     return lines
 
 
 def records(rows: Sequence[Row], bandwidth: float) -> list[dict[str, Any]]:
-    """The rows for JSON, with every timed run."""
-    found = []
+    """The rows for JSON, with the time of every run."""
+    results = []
     for row in rows:
         error = None if row.error is None or math.isnan(row.error) else row.error
         times = {
             "median": row.median if row.seconds else None,
             "share_of_copy": share_of_copy(row, bandwidth),
         }
-        found.append(asdict(row) | {"error": error} | times)
-    return found
+        results.append(asdict(row) | {"error": error} | times)
+    return results

@@ -12,7 +12,8 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from report import RESULTS, Table, check_threads, machine, write
+from options import RESULTS, OutOption, ThreadsOption, check_threads
+from report import Table, machine, show, write
 
 from tfanet.config import TFANetConfig
 from tfanet.config import preset as known_preset
@@ -31,44 +32,46 @@ WITHOUT = "{}, without scans"
 BARE = {TORCH: WITHOUT.format(TORCH), ONNX: WITHOUT.format(ONNX), BODIES: WITHOUT.format(ONNX)}
 AT = "{}, {} x {}"
 PROFILED = 12
-app = new_app("Time the whole model in PyTorch and ONNX Runtime, on the same cores in the same run.")
+app = new_app("Time the whole model in PyTorch and ONNX Runtime on this machine's CPU.")
 
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds of every timed run, by what ran; `sizes` are the images', the first being the model's."""
+    """Seconds of every timed run by name; `sizes` are image sizes, the model's first."""
 
     sizes: tuple[int, ...]
     seconds: Mapping[str, Sequence[float]]
 
     @property
     def runtimes(self) -> list[str]:
-        """Those that ran the model with its scans."""
+        """The measured runtimes, with scans."""
         return [runtime for runtime in BARE if runtime in self.seconds]
 
     def median(self, name: str) -> float:
         return median(self.seconds[name])
 
     def share_of_scans(self, runtime: str) -> float:
-        """Of the runtime's time, 0..1."""
+        """Share of the scans in the runtime's time, 0..1."""
         return 1 - self.median(BARE[runtime]) / self.median(runtime)
 
 
 @app.command()
 def model_cpu(
     preset: Annotated[str, typer.Option(help="tiny or base, with random weights.")] = "base",
-    checkpoint: Annotated[Path | None, typer.Option(help="A .safetensors in place of a preset.")] = None,
-    onnx: Annotated[Path | None, typer.Option(help="Its FP32 ONNX file; exported if not given.")] = None,
-    sizes: Annotated[str, typer.Option(help="Image sizes: the model's, and others to grow to.")] = "",
-    threads: Annotated[int | None, typer.Option(help="Threads; one a usable core if not given.")] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="A .safetensors file instead of a preset.")] = None,
+    onnx: Annotated[Path | None, typer.Option(help="Its FP32 ONNX file [exported].")] = None,
+    sizes: Annotated[
+        str, typer.Option(help="Image sizes: the model's, then others [the model's, twice that].")
+    ] = "",
+    threads: ThreadsOption = None,
     repeats: Annotated[int, typer.Option(min=1, help="Timed runs after the first.")] = 5,
-    onnx_growth: Annotated[bool, typer.Option("--onnx-growth", help="Export the other sizes too.")] = False,
-    out: Annotated[
-        Path, typer.Option(help="Folder of the report.", show_default="benchmarks/results")
-    ] = RESULTS,
+    onnx_growth: Annotated[
+        bool, typer.Option("--onnx-growth", help="ONNX Runtime at the other sizes too.")
+    ] = False,
+    out: OutOption = RESULTS,
 ) -> None:
-    """Time both runtimes in turns, with scans and without, and at other sizes; profile both."""
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # PyTorch's profiler complains where there is no GPU
+    """Time both runtimes in turns, with and without scans and at other sizes; profile both."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # PyTorch's profiler warns if there is no GPU
     threads = check_threads(threads)
     name = checkpoint.stem if checkpoint else preset
     config = read_config(preset, checkpoint)
@@ -86,23 +89,18 @@ def model_cpu(
     tables = [times_table(times), *growth_table(times)]
     tables += [profile_table(runtime, lines) for runtime, lines in profiles.items()]
     notes = [note, *ratios(times, threads), *definitions()]
-    for table in tables:
-        table.show()
-    for line in notes:
-        say(line)
     data = {
         "sizes": chosen,
         "seconds": times.seconds,
         "share of the scans": {runtime: times.share_of_scans(runtime) for runtime in times.runtimes},
         "profiles": {runtime: [line._asdict() for line in lines] for runtime, lines in profiles.items()},
     }
-    for path in write(f"model_cpu-{name}", out, about, tables, notes, data):
-        say(f"wrote {path}")
+    show(tables, notes, write(f"model_cpu-{name}", out, about, tables, notes, data))
     say("next: python benchmarks/scan_cpu.py")
 
 
 def read_config(preset: str, checkpoint: Path | None) -> TFANetConfig:
-    """The config of the checkpoint, or else the preset."""
+    """The config of the checkpoint if given, else the preset."""
     if checkpoint is None:
         return known_preset(preset)
     from tfanet.checkpoint import load_config
@@ -111,7 +109,7 @@ def read_config(preset: str, checkpoint: Path | None) -> TFANetConfig:
 
 
 def parse_sizes(text: str, config: TFANetConfig) -> tuple[int, ...]:
-    """Comma-separated sizes, by default the config's and twice that; `UserError` for one that cannot be."""
+    """Comma-separated sizes, by default the config's and twice that; `UserError` for an invalid one."""
     if not text:
         return config.image_size, 2 * config.image_size
     items = [item.strip() for item in text.split(",")]
@@ -121,7 +119,7 @@ def parse_sizes(text: str, config: TFANetConfig) -> tuple[int, ...]:
 
 
 def open_model(config: TFANetConfig, checkpoint: Path | None, size: int) -> TFANet:
-    """The checkpoint's model, or one with seeded random weights, for pictures of `size`."""
+    """The checkpoint's model, or one with seeded random weights, for images of `size`."""
     import torch
     from model_measure import at_size
 
@@ -136,24 +134,27 @@ def open_model(config: TFANetConfig, checkpoint: Path | None, size: int) -> TFAN
 
 
 def export(model: TFANet, path: Path) -> Path:
-    """Export the model to `path`, held against PyTorch on one pair."""
+    """Export the model to `path`, verified on one pair."""
     from tfanet_export import export_onnx
 
     return export_onnx(model, path, pairs=1).path
 
 
 def check_onnx(model: TFANet, file: Path) -> str:
-    """Whether `file` has the model's weights, as a line; `UserError` when it is another model's or size's."""
+    """A line that says whether `file` has the model's weights.
+
+    Raises `UserError` if its config, image size or precision differs.
+    """
     from tfanet.checkpoint import weights_sha256
     from tfanet_engines.onnx_file import read_onnx
 
     with working("the ONNX file"):
-        found = read_onnx(file)
-        if found.config != model.config:
-            raise UserError(f"{file} has another config than the model, or another image size; see --sizes")
-        if found.precision != "fp32":
-            raise UserError(f"{file} is {found.precision}; PyTorch runs FP32 here, so give an FP32 file")
-        same = found.weights_sha256 == weights_sha256(model)
+        network = read_onnx(file)
+        if network.config != model.config:
+            raise UserError(f"{file} has another config or image size than the model; see --sizes")
+        if network.precision != "fp32":
+            raise UserError(f"{file} is {network.precision}; give an FP32 file")
+        same = network.weights_sha256 == weights_sha256(model)
     return f"the ONNX file has {'the weights of' if same else 'other weights than'} the model in PyTorch"
 
 
@@ -166,24 +167,24 @@ def measure(
     onnx_growth: bool,
     folder: Path,
 ) -> tuple[Times, dict[str, list[Line]]]:
-    """Everything in turns, then a profile of each runtime."""
+    """Time everything in turns, then profile each runtime."""
     import torch
+    from inputs import model_inputs
     from model_measure import (
         at_size,
-        example,
-        in_turns,
         no_scans,
-        onnx_call,
         onnx_profile,
         torch_call,
         torch_profile,
         write_without_scans,
     )
+    from onnx_cpu import onnx_call
+    from timing import in_turns
 
     from tfanet.ops.native import library
 
     torch.set_num_threads(threads)
-    feed, bare = example(model), folder / "without.onnx"
+    feed, bare = model_inputs(model.config), folder / "without.onnx"
     with working("the model without scans"):
         write_without_scans(file, bare)
     in_torch = torch_call(model, feed)
@@ -199,11 +200,13 @@ def measure(
         if library():
             calls[BODIES] = onnx_call(file, threads, feed, native=False)
     for size in sizes[1:]:
-        grown = at_size(model, size)
-        calls[AT.format(TORCH, size, size)] = torch_call(grown, example(grown))
+        resized = at_size(model, size)
+        calls[AT.format(TORCH, size, size)] = torch_call(resized, model_inputs(resized.config))
         if onnx_growth:
-            larger = export(grown, folder / f"model-{size}.onnx")
-            calls[AT.format(ONNX, size, size)] = onnx_call(larger, threads, example(grown), native=True)
+            resized_file = export(resized, folder / f"model-{size}.onnx")
+            calls[AT.format(ONNX, size, size)] = onnx_call(
+                resized_file, threads, model_inputs(resized.config), native=True
+            )
     seconds = in_turns(calls, repeats)
     calls.clear()
     with working("profiles"):
@@ -217,15 +220,15 @@ def times_table(times: Times) -> Table:
     rows = []
     for runtime in times.runtimes:
         runs, bare = times.seconds[runtime], times.median(BARE[runtime])
-        figures = (times.median(runtime), min(runs), max(runs), bare)
+        cells = (times.median(runtime), min(runs), max(runs), bare)
         share = f"{100 * times.share_of_scans(runtime):.1f} %"
-        rows.append([runtime, *(f"{x:.3f}" for x in figures), share])
+        rows.append([runtime, *(f"{x:.3f}" for x in cells), share])
     size = times.sizes[0]
-    return Table(f"One picture of {size} x {size}", columns, rows)
+    return Table(f"One image of {size} x {size}", columns, rows)
 
 
 def growth_table(times: Times) -> list[Table]:
-    """How the time grows with the picture; no table for one size."""
+    """How the time grows with the image size; no table for one size."""
     own, *others = times.sizes
     if not others:
         return []
@@ -242,40 +245,40 @@ def growth_table(times: Times) -> list[Table]:
             else:
                 row += ["–", "–"]
         rows.append(row)
-    return [Table("Growth with the picture", columns, rows)]
+    return [Table("Growth with the image size", columns, rows)]
 
 
 def profile_table(runtime: str, lines: Sequence[Line]) -> Table:
-    """The operators that take longest, and the others together."""
-    whole = sum(line.seconds for line in lines)
+    """The operators that take longest, and the sum of the others."""
+    total = sum(line.seconds for line in lines)
     rows = [(line.operator, line.calls, line.seconds) for line in lines[:PROFILED]]
     if rest := lines[PROFILED:]:
         others = f"{len(rest)} others"
         rows.append((others, sum(line.calls for line in rest), sum(line.seconds for line in rest)))
-    cells = [[name, str(calls), f"{1e3 * s:.1f}", f"{100 * s / whole:.1f} %"] for name, calls, s in rows]
+    cells = [[name, str(calls), f"{1e3 * s:.1f}", f"{100 * s / total:.1f} %"] for name, calls, s in rows]
     return Table(
-        f"Profile of one run of {whole:.3f} s: {runtime}", ("operator", "calls", "ms", "share"), cells
+        f"Profile of one run of {total:.3f} s: {runtime}", ("operator", "calls", "ms", "share"), cells
     )
 
 
 def ratios(times: Times, threads: int) -> list[str]:
-    """The runtimes against each other, with the scans and without."""
-    whole = times.median(TORCH) / times.median(ONNX)
+    """The speedup of ONNX Runtime over PyTorch, with and without the scans."""
+    full = times.median(TORCH) / times.median(ONNX)
     bare = times.median(WITHOUT.format(TORCH)) / times.median(WITHOUT.format(ONNX))
     return [
-        f"{ONNX} is {whole:.2f} times as fast as {TORCH}, without the scans {bare:.2f} times; "
+        f"{ONNX} is {full:.2f} times as fast as {TORCH}, without the scans {bare:.2f} times; "
         f"{threads} thread(s)"
     ]
 
 
 def definitions() -> list[str]:
-    """What the figures mean."""
+    """What the tables show."""
     return [
-        "seconds: medians, FP32, batch 1; all that is compared ran in turns in one process",
-        f"{TORCH} and {ONNX}: with our compiled scan where it was built; {BODIES}: without it",
-        "without scans: the skip D x in the place of every scan; what computes the scans' inputs is kept",
-        "profiles: one run each; PyTorch's operators without those they call, ONNX Runtime's Scan with its "
-        "body, which the profiler slows",
+        "seconds: medians, FP32, batch 1; the runs took turns in one process",
+        f"{TORCH} and {ONNX}: with our compiled scan if it was built; {BODIES}: without it",
+        "without scans: only the skip connection D x of every scan; their inputs are still computed",
+        "profiles: one run each; PyTorch's operators without the operators they call; ONNX Runtime's Scan "
+        "with its body, which the profiler slows down",
     ]
 
 

@@ -1,11 +1,10 @@
-"""The whole model in PyTorch and ONNX Runtime: inputs, timing in turns, scans taken out, profiles."""
+"""The whole model in PyTorch and ONNX Runtime: inputs, the model without scans, profiles."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
 import json
-import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,20 +15,16 @@ from unittest.mock import patch
 import numpy as np
 import onnx
 import torch
-from scan_measure import open_session
+from onnx_cpu import open_session
 from torch import Tensor
 
-from tfanet.console import bar
-from tfanet.data.preprocess import tokenize
 from tfanet.model import TFANet
 from tfanet_export.storage import save_onnx
 from tfanet_plugins.operations import CROSS_SCAN, DOMAIN, OPSET, SCAN
 
-SENTENCE = "the small red circle to the left of the large blue square"
-
 
 class Line(NamedTuple):
-    """A kind of operator in a profile of one run."""
+    """One type of operator in a profile of one run."""
 
     operator: str
     calls: int
@@ -37,21 +32,14 @@ class Line(NamedTuple):
 
 
 def at_size(model: TFANet, size: int) -> TFANet:
-    """The same model, sharing its weights, for size x size pixels: no module of it depends on the size."""
-    twin = copy.copy(model)
-    twin.config = dataclasses.replace(model.config, image_size=size)
-    return twin
-
-
-def example(model: TFANet) -> dict[str, np.ndarray]:
-    """A picture of noise and a sentence, batch 1, by the names of the deployed model's inputs."""
-    size = model.config.image_size
-    image = np.random.default_rng(0).integers(0, 256, (1, size, size, 3), dtype=np.uint8)
-    return {"image": image, "tokens": tokenize([SENTENCE], model.config.token_length)}
+    """The model for images of size x size, sharing its weights: none of its modules depends on the size."""
+    resized = copy.copy(model)
+    resized.config = dataclasses.replace(model.config, image_size=size)
+    return resized
 
 
 def torch_call(model: TFANet, feed: Mapping[str, np.ndarray]) -> Callable[[], np.ndarray]:
-    """A run of the model in PyTorch, eager."""
+    """Runs the model on `feed` in PyTorch, eager."""
     tensors = [torch.from_numpy(value) for value in feed.values()]
 
     def call() -> np.ndarray:
@@ -61,31 +49,7 @@ def torch_call(model: TFANet, feed: Mapping[str, np.ndarray]) -> Callable[[], np
     return call
 
 
-def onnx_call(
-    path: Path, threads: int, feed: Mapping[str, np.ndarray], *, native: bool
-) -> Callable[[], np.ndarray]:
-    """A run of the file in ONNX Runtime, with our compiled kernel if `native`."""
-    session = open_session(path, threads, native=native)
-    return lambda: np.asarray(session.run(None, feed)[0])
-
-
-def in_turns(calls: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of `repeats` runs of every call, one of each in turn, after a first run that is not counted."""
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    with bar() as progress:
-        task = progress.add_task("", total=(repeats + 1) * len(calls))
-        for number in range(repeats + 1):
-            for name, call in calls.items():
-                progress.update(task, description=name)
-                started = time.perf_counter()
-                call()
-                if number:
-                    seconds[name].append(time.perf_counter() - started)
-                progress.advance(task)
-    return seconds
-
-
-# The scans taken out: y = sum of D_k x, which every scan has beside its states.
+# Without scans: only the skip connection y = sum of D_k x of each scan is left.
 
 
 def _no_cross_scan(
@@ -102,12 +66,12 @@ def _no_scan(
 
 @contextmanager
 def no_scans() -> Iterator[None]:
-    """While the block runs, models in PyTorch have the skip in the place of their scans."""
+    """While the block runs, models in PyTorch compute only the skip connection of their scans."""
     with patch.multiple("tfanet.vmamba", cross_selective_scan=_no_cross_scan, selective_scan=_no_scan):
         yield
 
 
-# The products with 0 keep alive what leads to p and delta: PyTorch computes it too, and it is not the scan.
+# The products with 0 keep the nodes that compute p and delta, since PyTorch computes these too.
 _NO_SCANS = {
     f"{CROSS_SCAN} (x, p, dt_weight, A, D, delta_bias) => (y)": """
         axes = Constant <value_ints = [1, 2, 3]> ()
@@ -146,7 +110,7 @@ _NO_SCANS = {
 
 
 def write_without_scans(source: Path, to: Path) -> None:
-    """Write the ONNX file `source` to `to` with the skip as the body of its scans."""
+    """Write the ONNX file `source` to `to` with the skip connection as the body of its scans."""
     proto = onnx.load(source)
     others = [function for function in proto.functions if function.name not in (SCAN, CROSS_SCAN)]
     del proto.functions[:]
@@ -157,22 +121,22 @@ def write_without_scans(source: Path, to: Path) -> None:
     save_onnx(proto, to)
 
 
-# Profiles of one run each, after one that is not counted.
+# Profiles of one run each, after a warm-up.
 
 
 def torch_profile(call: Callable[[], Any]) -> list[Line]:
-    """Operators of PyTorch by the time that they spend themselves, longest first."""
+    """PyTorch's operators by their own time, without the operators they call, longest first."""
     from torch.profiler import ProfilerActivity, profile
 
     call()
-    with profile(activities=[ProfilerActivity.CPU]) as found:
+    with profile(activities=[ProfilerActivity.CPU]) as result:
         call()
-    lines = [Line(e.key, e.count, e.self_cpu_time_total / 1e6) for e in found.key_averages()]
+    lines = [Line(e.key, e.count, e.self_cpu_time_total / 1e6) for e in result.key_averages()]
     return sorted(lines, key=lambda line: -line.seconds)
 
 
 def onnx_profile(path: Path, threads: int, feed: Mapping[str, np.ndarray], folder: Path) -> list[Line]:
-    """Operators of ONNX Runtime by time, longest first; a Scan's time has that of the nodes inside it."""
+    """ONNX Runtime's operators by time, longest first; the time of a Scan includes the nodes inside it."""
     session = open_session(path, threads, folder / "profile", native=True)
     for _ in range(2):
         session.run(None, feed)
@@ -181,12 +145,12 @@ def onnx_profile(path: Path, threads: int, feed: Mapping[str, np.ndarray], folde
 
 
 def profile_lines(events: list[dict[str, Any]]) -> list[Line]:
-    """The outermost nodes of the last run in ONNX Runtime's trace, by operator, longest first."""
-    began = max(event["ts"] for event in events if event["name"] == "model_run")
-    nodes = [e for e in events if e["cat"] == "Node" and "op_name" in e["args"] and e["ts"] >= began]
+    """The outermost nodes of the last run in ONNX Runtime's trace, by operator type, longest first."""
+    started = max(event["ts"] for event in events if event["name"] == "model_run")
+    nodes = [e for e in events if e["cat"] == "Node" and "op_name" in e["args"] and e["ts"] >= started]
     calls: dict[str, int] = defaultdict(int)
     microseconds: dict[str, float] = defaultdict(float)
-    end = began
+    end = started
     for event in sorted(nodes, key=lambda event: (event["ts"], -event["dur"])):
         if event["ts"] + event["dur"] <= end:
             continue

@@ -1,27 +1,31 @@
-"""What every benchmark reports: the machine it ran on, tables for the terminal, Markdown and JSON."""
+"""Reports of all benchmarks: machine and versions, tables for the terminal, Markdown and JSON, failures."""
 
 from __future__ import annotations
 
+import importlib
 import os
 import platform
+import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from options import usable_cores
+
 from tfanet.console import say
-from tfanet.errors import UserError
+from tfanet.errors import UserError, VerificationError
 from tfanet.files import write_json, write_text
 
-RESULTS = Path(__file__).resolve().parent / "results"
 PACKAGES = ("tfanet", "torch", "onnxruntime-gpu", "onnxruntime", "onnx", "numpy")
 
 
 @dataclass(frozen=True)
 class Table:
-    """Cells as they are printed; the first `texts` columns are left-aligned."""
+    """A table of formatted cells; the first `texts` columns are left-aligned."""
 
     title: str
     columns: Sequence[str]
@@ -29,7 +33,7 @@ class Table:
     texts: int = 1
 
     def show(self) -> None:
-        """Print the table on stdout; it is not cut where the terminal is narrow."""
+        """Print the table on stdout, wider than the terminal if necessary."""
         from rich import box
         from rich.console import Console
         from rich.table import Table as RichTable
@@ -51,21 +55,9 @@ class Table:
         return f"## {self.title}\n\n{lines}"
 
 
-def usable_cores() -> int:
-    """Cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def check_threads(threads: int | None) -> int:
-    """The number of threads to compute with, by default one a usable core; `UserError` below 1."""
-    if threads is not None and threads < 1:
-        raise UserError(f"--threads must be at least 1, not {threads}")
-    return threads or usable_cores()
-
-
 def machine(threads: int) -> dict[str, Any]:
-    """Processor, cores, threads, load, memory, versions and date, for the head of a report."""
-    found: dict[str, Any] = {
+    """Date, processor, cores, threads, load, memory and versions, for the head of a report."""
+    about: dict[str, Any] = {
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "processor": _processor(),
         "cores": os.cpu_count(),
@@ -74,11 +66,28 @@ def machine(threads: int) -> dict[str, Any]:
         "system": f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
     }
     if hasattr(os, "getloadavg"):
-        found["load before, 1 min"] = round(os.getloadavg()[0], 2)
+        about["load before, 1 min"] = round(os.getloadavg()[0], 2)
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         gib = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
-        found["memory GiB"] = round(gib, 1)
-    return found | {"versions": ", ".join(_versions())}
+        about["memory GiB"] = round(gib, 1)
+    return about | {"versions": ", ".join(_versions())}
+
+
+def about_gpu() -> dict[str, Any]:
+    """The current CUDA device, driver and versions, for the head of a report."""
+    import torch
+
+    device = torch.cuda.get_device_properties(torch.cuda.current_device())
+    return {
+        "GPU": f"{device.name}, compute capability {device.major}.{device.minor}, "
+        f"{device.multi_processor_count} multiprocessors, {device.total_memory / 2**30:.0f} GiB, "
+        f"{device.L2_cache_size / 2**20:.0f} MiB of second-level cache",
+        "driver": _driver_version(),
+        "CUDA of PyTorch": torch.version.cuda,
+        "GPU packages": ", ".join(
+            f"{name} {_installed_version(name) or 'not installed'}" for name in ("triton", "mamba_ssm")
+        ),
+    }
 
 
 def write(
@@ -86,16 +95,55 @@ def write(
 ) -> list[Path]:
     """Write NAME-DATE.md (`about`, `tables`, `notes`) and NAME-DATE.json (`about`, `data`) into `folder`.
 
-    A report of the same day is replaced. Returns both paths.
+    Replaces a report of the same day. Returns both paths.
     """
     stem = f"{name}-{about['date'][:10]}"
     head = "".join(f"- {key}: {value}\n" for key, value in about.items())
     parts = [f"# {name}\n\n{head}", *(table.markdown() for table in tables)]
     parts += ["".join(f"- {note}\n" for note in notes)] if notes else []
-    text, figures = folder / f"{stem}.md", folder / f"{stem}.json"
-    write_text(text, "\n".join(parts))
-    write_json(figures, {"about": about, "results": data})
-    return [text, figures]
+    markdown, results = folder / f"{stem}.md", folder / f"{stem}.json"
+    write_text(markdown, "\n".join(parts))
+    write_json(results, {"about": about, "results": data})
+    return [markdown, results]
+
+
+def show(tables: Sequence[Table], notes: Sequence[str], paths: Sequence[Path]) -> None:
+    """Print the tables and notes of a report, and where it was written."""
+    for table in tables:
+        table.show()
+    for line in (*notes, *(f"wrote {path}" for path in paths)):
+        say(line)
+
+
+def number(value: float | None, form: str) -> str:
+    """A table cell: the formatted value, or a dash for None."""
+    return "–" if value is None else form.format(value)
+
+
+def cell(text: str) -> str:
+    """Text that is safe in a cell of a Markdown table."""
+    return text.replace("|", "/")
+
+
+class NotAvailable(Exception):
+    """A candidate that this machine cannot run; the message is a short reason."""
+
+
+def failures() -> tuple[type[Exception], ...]:
+    """Exceptions of a candidate that become a row of the report, out of memory included."""
+    kinds = (RuntimeError, ImportError, OSError, TypeError, ValueError)
+    kinds += (NotAvailable, UserError, VerificationError)
+    if find_spec("triton") is not None:
+        kinds += (importlib.import_module("triton.errors").TritonError,)
+    return kinds
+
+
+def reason(error: Exception) -> str:
+    """One line for the report: the message of `NotAvailable`, else the type and first line of the message."""
+    if isinstance(error, NotAvailable):
+        return str(error)
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 def _processor() -> str:
@@ -107,11 +155,22 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
+def _driver_version() -> str:
+    """The version that nvidia-smi reports, or `unknown`."""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        lines = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout.split()
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return lines[0] if lines else "unknown"
+
+
 def _versions() -> list[str]:
-    found = []
-    for package in PACKAGES:
-        try:
-            found.append(f"{package} {version(package)}")
-        except PackageNotFoundError:
-            continue
-    return found
+    return [f"{package} {found}" for package in PACKAGES if (found := _installed_version(package))]
+
+
+def _installed_version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

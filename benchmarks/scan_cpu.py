@@ -1,202 +1,94 @@
-"""The scan formulations against each other on this machine's CPU: `python benchmarks/scan_cpu.py`."""
+"""The scans on this machine's CPU, compiled and not: `python benchmarks/scan_cpu.py`."""
 
 from __future__ import annotations
 
-import multiprocessing
-from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, replace
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import asdict
 from statistics import median
-from tempfile import TemporaryDirectory
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from report import RESULTS, Table, check_threads, machine, write
-from scan_measure import INPUTS, ONNX, SHIPS, TORCH, Formulation, Job, Measurement, Shape, measure, prepare
+from options import (
+    RESULTS,
+    SHAPES,
+    OutOption,
+    Shape,
+    ShapesOption,
+    ThreadsOption,
+    check_threads,
+    parse_shapes,
+)
+from report import Table, machine, number, show, write
 
-from tfanet.console import bar, new_app, run, say
-from tfanet.errors import UserError
+from tfanet.console import new_app, run, say
 from tfanet.files import require_writable
 
-T = TypeVar("T")
-Results = dict[tuple[Formulation, Shape], Measurement | None]
-"""None where the process was killed, for lack of memory most likely."""
+if TYPE_CHECKING:
+    from scan_measure import Row
 
-SHAPES = "225:2048,900:1024,3600:512,14400:256"
-RIVALS = {"SelectiveScan": "doubling in rows", "CrossSelectiveScan": "copies, doubling in rows"}
-"""What the ratios are to."""
-app = new_app("Time the formulations of the selective scan on this machine's CPU, each in its own process.")
+app = new_app("Time our compiled scans and what runs without them, on this machine's CPU.")
 
 
 @app.command()
 def scan_cpu(
-    shapes: Annotated[str, typer.Option(help="LENGTH:CHANNELS of one direction.")] = SHAPES,
-    threads: Annotated[int | None, typer.Option(help="Threads; one a usable core if not given.")] = None,
+    shapes: ShapesOption = SHAPES,
+    threads: ThreadsOption = None,
     repeats: Annotated[int, typer.Option(min=1, help="Timed runs after the first.")] = 5,
-    limit: Annotated[float, typer.Option(help="Seconds after which a formulation is not run again.")] = 20.0,
-    only: Annotated[str, typer.Option(help="Formulations whose name has this in it.")] = "",
-    out: Annotated[
-        Path, typer.Option(help="Folder of the report.", show_default="benchmarks/results")
-    ] = RESULTS,
+    out: OutOption = RESULTS,
 ) -> None:
-    """Check every formulation against the oracle, time it, and write tables to the terminal and --out."""
-    wanted, threads = parse_shapes(shapes), check_threads(threads)
+    """Check every implementation against the oracle, time it, and write the tables to --out."""
+    parsed, threads = parse_shapes(shapes), check_threads(threads)
     require_writable(out / "scan_cpu")
+    from scan_measure import measure
+
     about = machine(threads) | {"repeats": repeats}
-    results = measure_all(wanted, threads, repeats, limit, only)
-    tables = make_tables(results, wanted)
-    notes = [*definitions(threads), *verdicts(results, wanted), *exceptions(results, repeats)]
-    for table in tables:
-        table.show()
-    for note in notes:
-        say(note)
-    for path in write("scan_cpu", out, about, tables, notes, records(results)):
-        say(f"wrote {path}")
+    rows = [row for shape in parsed for row in measure(shape, threads, repeats)]
+    tables = make_tables(rows, parsed)
+    notes = definitions(threads)
+    show(tables, notes, write("scan_cpu", out, about, tables, notes, records(rows)))
     say("next: python benchmarks/model_cpu.py")
 
 
-def parse_shapes(text: str) -> list[Shape]:
-    """LENGTH:CHANNELS pairs, comma-separated; `UserError` when one is malformed."""
-    shapes = []
-    for item in text.split(","):
-        length, _, channels = item.strip().partition(":")
-        if not (length.isdecimal() and channels.isdecimal()) or int(length) < 1 or int(channels) < 1:
-            raise UserError(f"--shapes takes LENGTH:CHANNELS, comma-separated, not {item!r}")
-        shapes.append(Shape(int(length), int(channels)))
-    return shapes
+def speedup(rows: Sequence[Row], row: Row) -> float | None:
+    """Median time of the runtime's baseline over that of `row`, at the same shape."""
+    from scan_measure import BASELINES
+
+    key = (row.operation, row.runtime, BASELINES[row.runtime], row.tokens, row.channels)
+    for other in rows:
+        if (other.operation, other.runtime, other.name, other.tokens, other.channels) == key:
+            return median(other.seconds) / median(row.seconds)
+    return None
 
 
-def in_own_process(function: Callable[..., T], *args: Any) -> T:
-    """`function(*args)` in a fresh process; raises `BrokenProcessPool` when that is killed."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(function, *args).result()
-
-
-def measure_all(shapes: Sequence[Shape], threads: int, repeats: int, limit: float, only: str) -> Results:
-    """Every formulation whose name contains `only`, at every shape; `UserError` when there is none."""
-    results: Results = {}
-    with bar() as progress:
-        task = progress.add_task("scans", total=None)
-        for number, shape in enumerate(shapes):
-            with TemporaryDirectory(prefix="scan-cpu-") as folder:
-                progress.update(task, description=f"{shape.length} tokens: oracle")
-                try:
-                    known = [f for f in in_own_process(prepare, shape, Path(folder)) if only in f.name]
-                except BrokenProcessPool as error:
-                    raise UserError(
-                        f"the oracle at {shape.length} tokens was killed, for lack of memory most likely; "
-                        "give smaller --shapes"
-                    ) from error
-                if not known:
-                    raise UserError(f"no formulation has {only!r} in its name")
-                progress.update(
-                    task, total=len(shapes) * (len(known) + 1), completed=number * (len(known) + 1) + 1
-                )
-                for formulation in known:
-                    progress.update(task, description=f"{shape.length} tokens: {formulation.runtime}")
-                    job = Job(formulation, shape, Path(folder), threads, repeats, limit)
-                    try:
-                        results[formulation, shape] = in_own_process(measure, job)
-                    except BrokenProcessPool:
-                        results[formulation, shape] = None
-                    progress.advance(task)
-    return results
-
-
-def ratio(results: Results, formulation: Formulation, shape: Shape) -> float | None:
-    """How many times as fast as its rival (`RIVALS`); None where one of them is missing."""
-    rival = replace(formulation, name=RIVALS[formulation.operation])
-    ours, theirs = results.get((formulation, shape)), results.get((rival, shape))
-    return median(theirs.seconds) / median(ours.seconds) if ours and theirs else None
-
-
-def make_tables(results: Results, shapes: Sequence[Shape]) -> list[Table]:
-    """Time and memory of each operation, a line a formulation, a column a shape."""
-    columns = ["runtime", "formulation", *(f"{shape.length} x {shape.channels}" for shape in shapes)]
-    tables = []
-    for operation, rival in RIVALS.items():
-        known = list(dict.fromkeys(f for f, _ in results if f.operation == operation))
-        times, peaks = [], []
-        for formulation in known:
-            cells = [(results[formulation, shape], ratio(results, formulation, shape)) for shape in shapes]
-            times.append([formulation.runtime, formulation.name, *(time_cell(*cell) for cell in cells)])
-            peaks.append([formulation.runtime, formulation.name, *(peak_cell(found) for found, _ in cells)])
-        if known:
-            tables.append(Table(f"{operation}: ms (times as fast as {rival!r})", columns, times, texts=2))
-            tables.append(Table(f"{operation}: peak memory, MB", columns, peaks, texts=2))
-    return tables
-
-
-def time_cell(found: Measurement | None, times_as_fast: float | None) -> str:
-    if found is None:
-        return "killed"
-    beside = f" ({times_as_fast:.2f})" if times_as_fast else ""
-    return f"{1e3 * median(found.seconds):.1f}{beside}"
-
-
-def peak_cell(found: Measurement | None) -> str:
-    return "killed" if found is None else f"{found.peak_bytes / 1e6:.0f}"
-
-
-def definitions(threads: int) -> list[str]:
-    """What the figures mean."""
+def make_tables(rows: Sequence[Row], shapes: Sequence[Shape]) -> list[Table]:
+    """A table per operation: one line per implementation, one column per shape."""
+    columns = ["runtime", "implementation", *map(str, shapes)]
+    lines: dict[str, dict[tuple[str, str], list[str]]] = {}
+    for row in rows:
+        ratio = number(speedup(rows, row), "{:.2f}")
+        cells = lines.setdefault(row.operation, {}).setdefault((row.runtime, row.name), [])
+        cells.append(f"{1e3 * median(row.seconds):.1f} ({ratio})")
     return [
-        f"columns: tokens x channels of one of the 4 directions; FP32, one picture, {threads} threads",
-        "ms: median of the timed runs; in brackets the rival's median of the same run divided by it",
-        "MB: peak of the first run above what the process held with its inputs, its result included",
+        Table(
+            f"{operation}: ms (speedup)", columns, [[*key, *cells] for key, cells in by_key.items()], texts=2
+        )
+        for operation, by_key in lines.items()
     ]
 
 
-def verdicts(results: Results, shapes: Sequence[Shape]) -> list[str]:
-    """For each operation and runtime whether what ships is the fastest, and where it is not, what is."""
-    lines = []
-    for operation in INPUTS:
-        for runtime in (TORCH, ONNX):
-            won, lost = [], []
-            for shape in shapes:
-                medians = {
-                    formulation.name: median(found.seconds)
-                    for (formulation, at), found in results.items()
-                    if found
-                    and (formulation.operation, formulation.runtime, at) == (operation, runtime, shape)
-                }
-                if SHIPS not in medians or len(medians) < 2:
-                    continue
-                best = min(medians, key=lambda name: medians[name])
-                if best == SHIPS:
-                    won.append(str(shape.length))
-                else:
-                    faster = medians[SHIPS] / medians[best]
-                    lost.append(f"at {shape.length} tokens {best!r} is {faster:.2f} times as fast")
-            fastest = [f"what ships is the fastest at {', '.join(won)} tokens"] if won else []
-            if fastest or lost:
-                lines.append(f"{operation} in {runtime}: {'; '.join(fastest + lost)}")
-    return lines
-
-
-def exceptions(results: Results, repeats: int) -> list[str]:
-    """What did not run as often as it was asked to."""
-    lines = []
-    for (formulation, shape), found in results.items():
-        what = (
-            f"{formulation.operation} in {formulation.runtime}, {formulation.name!r}, {shape.length} tokens"
-        )
-        if found is None:
-            lines.append(f"{what}: the process was killed, for lack of memory most likely")
-        elif len(found.seconds) < repeats:
-            lines.append(f"{what}: over the limit, so of {len(found.seconds)} run(s) only")
-    return lines
-
-
-def records(results: Results) -> list[dict[str, Any]]:
-    """The results for JSON: one entry a formulation and shape, with every timed run."""
+def definitions(threads: int) -> list[str]:
+    """What the tables show."""
     return [
-        {**asdict(formulation), "tokens": shape.length, "channels": shape.channels}
-        | ({"killed": True} if found is None else asdict(found) | {"median": median(found.seconds)})
-        | {"times_as_fast_as_rival": ratio(results, formulation, shape)}
-        for (formulation, shape), found in results.items()
+        f"columns: tokens x channels of one of the 4 directions; FP32, batch 1, {threads} threads",
+        "ms: median of the timed runs; in brackets the speedup over the runtime without our kernels",
+    ]
+
+
+def records(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """The rows for JSON, with the time of every run."""
+    return [
+        asdict(row) | {"median": median(row.seconds), "times_as_fast_as_rival": speedup(rows, row)}
+        for row in rows
     ]
 
 

@@ -1,21 +1,27 @@
-"""The model's benchmark: what it takes out is all it takes out, it times in turns, it reports."""
+"""`model_cpu.py`: the model without scans, other image sizes, profiles, the report."""
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import model_cpu
+import model_measure
 import numpy as np
 import onnx
 import pytest
+import scan_measure
 import torch
+from inputs import model_inputs
 from onnx import TensorProto, helper
+from onnx_cpu import onnx_call
+from options import Shape
 from typer.testing import CliRunner
 
+from tfanet import vmamba
 from tfanet.config import PRESETS, preset
 from tfanet.errors import UserError
 from tfanet.ops import native
@@ -23,11 +29,7 @@ from tfanet.ops.cross_selective_scan import cross_selective_scan_loop
 from tfanet.ops.selective_scan import selective_scan_loop
 from tfanet_plugins.operations import CROSS_SCAN, DOMAIN, DOMAIN_VERSION, OPSET, SCAN
 
-BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
-formulations, scan_measure, model_measure, model_cpu = map(
-    importlib.import_module, ("formulations", "scan_measure", "model_measure", "model_cpu")
-)
-vmamba = importlib.import_module("tfanet.vmamba")
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize(
@@ -37,22 +39,22 @@ vmamba = importlib.import_module("tfanet.vmamba")
         pytest.param(CROSS_SCAN, cross_selective_scan_loop, "cross_selective_scan", id=CROSS_SCAN),
     ],
 )
-def test_what_stands_in_for_a_scan_is_the_same_in_both_runtimes(tmp_path, operation, oracle, attribute):
-    values = scan_measure.make_inputs(operation, scan_measure.Shape(12, 3, states=2))
-    tensors = [torch.from_numpy(value) for value in values.values()]
-    functions = formulations.onnx_formulations(states=2, length=12)[operation, "ships"]
-    onnx.save(scan_measure.one_node(operation, functions, values), tmp_path / "with.onnx")
+def test_models_without_scans_are_the_same_in_both_runtimes(tmp_path, operation, oracle, attribute):
+    inputs = scan_measure.make_inputs(operation, Shape(12, 3, states=2))
+    tensors = list(inputs.values())
+    proto = scan_measure.one_node(operation, inputs)
+    onnx.save(proto, tmp_path / "with.onnx")
     model_measure.write_without_scans(tmp_path / "with.onnx", tmp_path / "without.onnx")
-    session = scan_measure.open_session(tmp_path / "without.onnx", 1)
-    actual = session.run(None, {entry.name: values[entry.name] for entry in session.get_inputs()})[0]
+    feed = {entry.name: inputs[entry.name].numpy() for entry in proto.graph.input}
+    actual = onnx_call(tmp_path / "without.onnx", 1, feed, native=False)()
     with model_measure.no_scans():
         expected = getattr(vmamba, attribute)(*tensors)
     np.testing.assert_allclose(actual, expected.numpy(), rtol=1e-6, atol=1e-6)
     assert np.abs(actual - oracle(*tensors).numpy()).max() > 0.1
 
 
-def test_scans_are_out_of_the_model_only_while_asked(random_model):
-    call = model_measure.torch_call(random_model, model_measure.example(random_model))
+def test_scans_are_left_out_inside_the_context_only(random_model):
+    call = model_measure.torch_call(random_model, model_inputs(random_model.config))
     before = call()
     with model_measure.no_scans():
         without = call()
@@ -60,20 +62,12 @@ def test_scans_are_out_of_the_model_only_while_asked(random_model):
     np.testing.assert_array_equal(call(), before)
 
 
-def test_a_model_at_another_size_shares_its_weights(random_model):
-    grown = model_measure.at_size(random_model, 160)
+def test_model_at_another_size_shares_its_weights(random_model):
+    resized = model_measure.at_size(random_model, 160)
     assert random_model.config.image_size == 96
-    weights = zip(grown.parameters(), random_model.parameters(), strict=True)
-    assert all(ours is theirs for ours, theirs in weights)
-    assert model_measure.torch_call(grown, model_measure.example(grown))().shape == (1, 160, 160)
-
-
-def test_turns_leave_the_first_run_out():
-    order = []
-    calls = {name: lambda name=name: order.append(name) for name in ("a", "b")}
-    seconds = model_measure.in_turns(calls, 2)
-    assert order == ["a", "b"] * 3
-    assert {name: len(runs) for name, runs in seconds.items()} == {"a": 2, "b": 2}
+    weights = zip(resized.parameters(), random_model.parameters(), strict=True)
+    assert all(one is other for one, other in weights)
+    assert model_measure.torch_call(resized, model_inputs(resized.config))().shape == (1, 160, 160)
 
 
 def event(name, ts, dur, operator=None):
@@ -81,7 +75,7 @@ def event(name, ts, dur, operator=None):
             "args": {"op_name": operator} if operator else {}}  # fmt: skip
 
 
-def test_a_profile_counts_outermost_nodes_of_the_last_run():
+def test_profile_counts_outermost_nodes_of_the_last_run():
     events = [
         event("model_run", 0, 400),
         event("conv_kernel_time", 10, 300, "Conv"),
@@ -95,7 +89,7 @@ def test_a_profile_counts_outermost_nodes_of_the_last_run():
     assert model_measure.profile_lines(events) == [("Scan", 2, 120e-6), ("Mul", 1, 10e-6)]
 
 
-def test_a_profile_table_sums_up_the_rest():
+def test_profile_table_sums_up_the_rest():
     lines = [model_measure.Line(f"op{i}", 2, 0.010) for i in range(14)]
     rows = model_cpu.profile_table("PyTorch, eager", lines).rows
     assert [row[0] for row in rows] == [*(f"op{i}" for i in range(12)), "2 others"]
@@ -140,15 +134,15 @@ def test_sizes(text, expected):
     ("text", "reason"),
     [("big", "--sizes takes whole numbers"), ("100", "image_size must be a multiple of 32")],
 )
-def test_impossible_sizes_are_refused(text, reason):
+def test_invalid_sizes_are_rejected(text, reason):
     with pytest.raises(UserError, match=reason):
         model_cpu.parse_sizes(text, PRESETS["tiny"])
 
 
-def stand_in_file(path, config):
-    """An ONNX file of tiny's signature that scans the picture's colours and nothing else."""
+def small_onnx_file(path, config):
+    """An ONNX file with tiny's signature that only scans the image's colours."""
     size = config.image_size
-    picture = helper.make_tensor_value_info("image", TensorProto.UINT8, ["batch", size, size, 3])
+    image = helper.make_tensor_value_info("image", TensorProto.UINT8, ["batch", size, size, 3])
     tokens = helper.make_tensor_value_info("tokens", TensorProto.INT64, ["batch", config.token_length])
     logits = helper.make_tensor_value_info("mask_logits", TensorProto.FLOAT, ["batch", size, size])
     parameters = {"W": (12, 1), "A": (12, 1), "D": (12,), "bias": (12,)}
@@ -163,10 +157,10 @@ def stand_in_file(path, config):
         helper.make_node(CROSS_SCAN, ["x", "p", "W", "A", "D", "bias"], ["y"], domain=DOMAIN),
         helper.make_node("ReduceSum", ["y", "last"], ["mask_logits"], keepdims=0),
     ]
-    graph = helper.make_graph(nodes, "stand_in", [picture, tokens], [logits], constants)
+    graph = helper.make_graph(nodes, "small", [image, tokens], [logits], constants)
     proto = helper.make_model(
         graph,
-        functions=formulations.onnx_formulations(states=1, length=size**2)[CROSS_SCAN, "ships"],
+        functions=[scan_measure.cpu_function(CROSS_SCAN, states=1)],
         opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, DOMAIN_VERSION)],
         ir_version=10,
     )
@@ -179,8 +173,8 @@ def invoke_model_benchmark(*arguments):
     return CliRunner().invoke(model_cpu.app, ["--preset", "tiny", *arguments], catch_exceptions=False)
 
 
-def test_model_benchmark_writes_its_tables(tmp_path):
-    file = stand_in_file(tmp_path / "stand-in.onnx", PRESETS["tiny"])
+def test_report_has_all_tables(tmp_path):
+    file = small_onnx_file(tmp_path / "small.onnx", PRESETS["tiny"])
     threads = torch.get_num_threads()
     try:
         result = invoke_model_benchmark(
@@ -199,8 +193,8 @@ def test_model_benchmark_writes_its_tables(tmp_path):
         torch.set_num_threads(threads)
     assert result.exit_code == 0
     assert "the ONNX file has other weights than the model in PyTorch" in result.output
-    (figures,), (markdown,) = tmp_path.glob("model_cpu-tiny-*.json"), tmp_path.glob("model_cpu-tiny-*.md")
-    results = json.loads(figures.read_text())["results"]
+    (path,), (markdown,) = tmp_path.glob("model_cpu-tiny-*.json"), tmp_path.glob("model_cpu-tiny-*.md")
+    results = json.loads(path.read_text())["results"]
     runs = {name: len(seconds) for name, seconds in results["seconds"].items()}
     names = {
         "PyTorch, eager", "PyTorch, eager, without scans", "ONNX Runtime", "ONNX Runtime, without scans",
@@ -211,29 +205,29 @@ def test_model_benchmark_writes_its_tables(tmp_path):
     assert {line["operator"] for line in results["profiles"]["ONNX Runtime"]} >= {scan, "Concat"}
     assert {line["operator"] for line in results["profiles"]["PyTorch, eager"]} >= {"aten::addmm"}
     text = markdown.read_text()
-    for heading in ("One picture of 96 x 96", "Growth with the picture", "Profile of one run of "):
+    for heading in ("One image of 96 x 96", "Growth with the image size", "Profile of one run of "):
         assert f"## {heading}" in text
         assert heading in result.output
 
 
 @pytest.mark.parametrize(
-    ("size", "reason"), [(128, "another config than the model, or another image size")], ids=["another-size"]
+    ("size", "reason"), [(128, "another config or image size than the model")], ids=["another-size"]
 )
-def test_another_models_file_is_refused(tmp_path, size, reason):
-    file = stand_in_file(tmp_path / "stand-in.onnx", preset("tiny", image_size=size))
+def test_file_of_another_model_is_rejected(tmp_path, size, reason):
+    file = small_onnx_file(tmp_path / "small.onnx", preset("tiny", image_size=size))
     with pytest.raises(UserError, match=reason):
         invoke_model_benchmark("--onnx", str(file), "--out", str(tmp_path))
 
 
 @pytest.mark.slow
-def test_model_benchmark_as_typed(tmp_path):
+def test_script_exports_and_runs(tmp_path):
     command = ["benchmarks/model_cpu.py", "--preset", "tiny", "--onnx-growth", "--repeats", "1"]
     command += ["--out", str(tmp_path)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, *command], cwd=BENCHMARKS.parent, env=environment, capture_output=True, text=True
+        [sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     assert "the ONNX file has the weights of the model in PyTorch" in done.stdout
-    (figures,) = tmp_path.glob("*.json")
-    assert "ONNX Runtime, 192 x 192" in json.loads(figures.read_text())["results"]["seconds"]
+    (path,) = tmp_path.glob("*.json")
+    assert "ONNX Runtime, 192 x 192" in json.loads(path.read_text())["results"]["seconds"]
