@@ -13,7 +13,7 @@ from report import Table, cell, failures, reason
 from timing import Timer
 
 from tfanet.errors import VerificationError
-from tfanet_engines import ParityFigures, compare_logits, gate
+from tfanet_engines import ParityMetrics, compare_logits, gate
 
 Infer = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
@@ -40,7 +40,7 @@ class Row:
     """Of each call, host to host; empty if `why` has a reason."""
     memory_bytes: int | None = None
     """GPU memory in use, less what was in use before the candidate was opened."""
-    parity: ParityFigures | None = None
+    parity: ParityMetrics | None = None
     wrong: bool = False
     """Whether the logits exceed the tolerances; such a candidate is not timed."""
     why: str = ""

@@ -36,7 +36,6 @@ __getattr__ = lazy_attributes(
         "build_plan": "tfanet_engines.build",
         "TOLERANCES": "tfanet_engines.parity",
         "ParityMetrics": "tfanet_engines.parity",
-        "ParityFigures": "tfanet_engines.parity",  # deprecated name
         "Tolerance": "tfanet_engines.parity",
         "gate": "tfanet_engines.parity",
         "compare_logits": "tfanet_engines.parity",
@@ -44,4 +43,5 @@ __getattr__ = lazy_attributes(
         "open_engine": "tfanet_engines.run",
         "Sidecar": "tfanet_engines.sidecar",
     },
+    renamed={"ParityFigures": "ParityMetrics"},
 )

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tfanet.console import peak_memory
+from tfanet.deprecation import renamed_arguments
 from tfanet.errors import UserError, VerificationError
 from tfanet.files import atomic_path, require_writable, sha256
 from tfanet.signature import BATCH, Signature, signature_of
@@ -55,6 +56,7 @@ class BuildReport:
     """Of the builder's subprocess or of this process, whichever is larger. The latter includes an export."""
 
 
+@renamed_arguments(further_outputs="extra_outputs")
 def build_plan(
     onnx_path: str | Path,
     plan_path: str | Path,

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from tfanet.deprecation import renamed_property
 from tfanet.errors import VerificationError
 
 WORST = 5
@@ -103,10 +104,6 @@ class ParityMetrics:
         return {"pairs": self.pairs} | {k: v if math.isfinite(v) else None for k, v in metrics.items()}
 
 
-ParityFigures = ParityMetrics
-"""Deprecated name."""
-
-
 def compare_logits(reference: np.ndarray, candidate: np.ndarray) -> ParityMetrics:
     """Parity of mask logits `[B, S, S]`, or `[S, S]`, with those of the reference.
 
@@ -149,10 +146,7 @@ class Gate:
     worst: tuple[int, ...]
     """Indices of the at most `WORST` pairs with the largest errors, the largest first."""
 
-    @property
-    def figures(self) -> ParityMetrics:
-        """Deprecated name of `metrics`."""
-        return self.metrics
+    figures = renamed_property("figures", "metrics")
 
     def require(self, what: str = "") -> None:
         """Raise `VerificationError` with `what` and the first failure unless the check passes."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
+from tfanet.deprecation import renamed_arguments
 from tfanet.errors import UserError
 from tfanet.files import require_file
 from tfanet_engines.engine import Engine
@@ -14,6 +14,7 @@ from tfanet_engines.weights import require_weights
 SUFFIXES = (".safetensors", ".onnx", ".plan")
 
 
+@renamed_arguments(lanes="contexts")
 def open_engine(
     path: str | Path,
     *,
@@ -25,7 +26,6 @@ def open_engine(
     trust: bool = False,
     contexts: int = 2,
     cuda_graphs: bool = True,
-    lanes: int | None = None,
 ) -> Engine:
     """Open a model by its suffix: `.safetensors`, `.onnx` or `.plan`.
 
@@ -40,14 +40,10 @@ def open_engine(
         trust: opens a plan that this user did not build on this machine. A plan is code.
         contexts: execution contexts of a plan, i.e. concurrent calls, each with its own GPU memory.
         cuda_graphs: a plan replays calls with arrays from one CUDA graph per batch size.
-        lanes: deprecated name of `contexts`.
 
     PyTorch and ONNX Runtime compute FP32 without TF32. Raises `UserError`, one line with the remedy, if the
     file is missing, empty, truncated, altered, not what its suffix says, or cannot run on this machine.
     """
-    if lanes is not None:
-        warnings.warn("open_engine(lanes=) is now contexts=", DeprecationWarning, stacklevel=2)
-        contexts = lanes
     path = require_file(path, "engine")
     if threads is not None and threads < 1:
         raise UserError(f"threads must be at least 1, not {threads}")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tfanet.console import track
+from tfanet.deprecation import renamed_arguments, renamed_property
 from tfanet.errors import UserError, VerificationError
 from tfanet_eval.metrics import Convention, SegmentationMetrics, convention_named
 from tfanet_eval.prefetch import Batch, Call, Loader, Worker, prefetch
@@ -23,7 +24,7 @@ from tfanet_eval.timing import Latency, Timing
 if TYPE_CHECKING:
     from tfanet.data.refer import Expression, ReferDataset
     from tfanet_engines.engine import Engine
-    from tfanet_engines.parity import ParityFigures
+    from tfanet_engines.parity import ParityMetrics
 
 SHUFFLE_SEED = 0
 Sink = Callable[[Sequence[Record]], None]
@@ -33,7 +34,7 @@ Sink = Callable[[Sequence[Record]], None]
 class Comparison:
     """Parity of an engine with its reference, both on the same inputs."""
 
-    parity: ParityFigures
+    parity: ParityMetrics
     """Of the two models' logits, at the model's S x S."""
     metrics: SegmentationMetrics
     """The reference's metrics against the targets."""
@@ -46,6 +47,9 @@ class Evaluation:
     records: tuple[Record, ...]
     convention: Convention
     timing: Timing = field(default_factory=Timing)
+
+    cost = renamed_property("cost", "timing")
+    beside = renamed_property("beside", "merge")
 
     def __post_init__(self) -> None:
         if len({record.reference is None for record in self.records}) > 1:
@@ -111,6 +115,7 @@ def combine(evaluations: Iterable[Evaluation]) -> Evaluation:
     return functools.reduce(operator.add, evaluations)
 
 
+@renamed_arguments(shuffle_sentences="shuffle_expressions")
 def evaluate(
     engine: Engine,
     dataset: ReferDataset,

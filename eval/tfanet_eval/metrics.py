@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from tfanet.data.preprocess import logits_to_size, resize_mask
+from tfanet.deprecation import renamed_arguments
 from tfanet.errors import UserError
 from tfanet.iou import intersection_union, iou, mean_iou
 
@@ -132,6 +133,7 @@ class SegmentationMetrics:
     def __len__(self) -> int:
         return len(self.counts)
 
+    @renamed_arguments(truth="target")
     def update(self, prediction: np.ndarray, target: np.ndarray) -> float:
         """Add one sample and return its IoU, 0..1.
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tfanet.data.preprocess import logits_to_size, resize_image
+from tfanet.deprecation import renamed_arguments
 from tfanet.errors import VerificationError
 from tfanet_eval.metrics import SegmentationMetrics
 
@@ -24,6 +25,7 @@ SHEET_CELLS = 12
 """Samples on a sheet."""
 
 
+@renamed_arguments(picture="image", sentence="expression")
 def predict(engine: Engine, image: Image.Image, expression: str, *, strict: bool = True) -> np.ndarray:
     """Mask logits float32 `[H, W]` at the image's own size; the mask is where they are above 0.
 

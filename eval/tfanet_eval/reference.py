@@ -65,7 +65,7 @@ def report_gates(
 ) -> None:
     """Print the gate of each split; for a closed one, its worst pairs, with images saved in `folder`."""
     for split, gate in gates.items():
-        parity = gate.figures
+        parity = gate.metrics
         say(
             f"gate {gate.precision} on {split}: {'CLOSED' if gate.failures else 'open'}; "
             f"{parity.pairs} pairs, max logit error {parity.max_abs_error:.2e} "

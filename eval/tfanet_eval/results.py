@@ -19,7 +19,7 @@ from tfanet.data.refer import usual_split_by
 from tfanet.errors import UserError
 from tfanet.files import require_file, require_writable, write_text
 from tfanet.validation import from_json
-from tfanet_engines.parity import ParityFigures
+from tfanet_engines.parity import ParityMetrics
 from tfanet_eval.metrics import convention_named
 
 FORMAT = "tfanet-results"
@@ -32,7 +32,7 @@ class ReferenceResult:
 
     intersection: int
     union: int
-    parity: ParityFigures
+    parity: ParityMetrics
     """Of this one pair of logits, at the model's S x S."""
 
 

@@ -23,7 +23,7 @@ from tfanet.model import TFANet
 from tfanet.signature import signature_of
 from tfanet_engines import Sidecar, open_engine
 from tfanet_engines.onnx_file import CONFIG_KEY, KEEP_FP32_KEY, WEIGHTS_KEY, read_onnx
-from tfanet_engines.parity import Gate, ParityFigures, compare_logits, gate
+from tfanet_engines.parity import Gate, ParityMetrics, compare_logits, gate
 from tfanet_engines.sidecar import model_sha256, sidecar_path
 from tfanet_export.deploy import deployment_model
 from tfanet_export.half_arithmetic import require_finite
@@ -50,7 +50,7 @@ class ExportReport:
     """Number of nodes of the graph by operation; `tfanet::Name` for those of the domain `tfanet`."""
     bytes: int
     """Size on disk, external weights included."""
-    parity: ParityFigures
+    parity: ParityMetrics
     """Error of ONNX Runtime against the FP32 model in PyTorch."""
     miou: float
     """mIoU of ONNX Runtime's masks on the verification pairs, at S x S, 0..1."""
@@ -115,7 +115,7 @@ def export_onnx(
         target=target,
         nodes=check_graph(proto, signature_of(model.config)),
         bytes=file_bytes(path),
-        parity=verdict.figures,
+        parity=verdict.metrics,
         miou=miou,
         reference_miou=reference_miou,
         seconds=time.perf_counter() - started,
@@ -157,7 +157,7 @@ def verify(model: TFANet, path: str | Path, pairs: int, precision: str) -> tuple
     Returns the gate of `precision`, the file's mIoU and the model's mIoU, both at S x S, 0..1.
     """
     images, tokens, targets = verification_pairs(model, pairs)
-    figures: list[ParityFigures] = []
+    parity: list[ParityMetrics] = []
     onnx_counts, torch_counts = [], []
     model = model.eval()
     # The function bodies are what is verified; the compiled kernel would replace some of them.
@@ -166,14 +166,14 @@ def verify(model: TFANet, path: str | Path, pairs: int, precision: str) -> tuple
             batch = slice(i, i + 4)
             expected = model(torch.from_numpy(images[batch]), torch.from_numpy(tokens[batch])).numpy()
             actual = engine.infer(images[batch], tokens[batch])
-            figures += map(compare_logits, expected, actual)
+            parity += map(compare_logits, expected, actual)
             onnx_counts += map(intersection_union, actual > 0, targets[batch] > 0)
             torch_counts += map(intersection_union, expected > 0, targets[batch] > 0)
     scores, reference = (
         {"mIoU": mean_iou(counts), "oIoU": overall_iou(counts)} for counts in (onnx_counts, torch_counts)
     )
     drops = {name: reference[name] - score for name, score in scores.items()}
-    return gate(figures, precision, drops), scores["mIoU"], reference["mIoU"]
+    return gate(parity, precision, drops), scores["mIoU"], reference["mIoU"]
 
 
 def verification_pairs(model: TFANet, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -28,4 +28,5 @@ __all__ = [
 __getattr__ = lazy_attributes(
     __name__,
     dict.fromkeys(__all__, "tfanet_plugins.attach") | {"PLUGINS": "tfanet_plugins.operations"},
+    renamed={"not_plugin_layers": "missing_plugin_layers"},
 )

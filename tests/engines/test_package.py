@@ -16,7 +16,8 @@ def test_every_public_name_exists(name):
 
 
 def test_the_deprecated_name_of_parity_metrics():
-    assert tfanet_engines.ParityFigures is tfanet_engines.ParityMetrics
+    with pytest.warns(DeprecationWarning, match="ParityFigures is deprecated; use ParityMetrics"):
+        assert tfanet_engines.ParityFigures is tfanet_engines.ParityMetrics
 
 
 def test_an_unknown_name_is_an_attribute_error():

@@ -148,8 +148,8 @@ def test_retarget_replaces_bodies_and_keeps_the_graph(exported, tmp_path, random
     assert after.graph == before.graph
     operations = {node.op_type for function in after.functions for node in function.node}
     assert ("Scan" in operations) == (target == "cpu")
-    figures = verify(random_model, out, 2, "fp32")[0].figures
-    assert figures.max_abs_error < 1e-4
+    parity = verify(random_model, out, 2, "fp32")[0].metrics
+    assert parity.max_abs_error < 1e-4
     Sidecar.read(out).check_file(out)
 
 

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
+from tfanet.deprecation import renamed_arguments
 from tfanet.errors import UserError
 
 
@@ -83,6 +84,7 @@ def _tokenizer() -> Any:
     return SimpleTokenizer()
 
 
+@renamed_arguments(sentences="texts")
 def tokenize(texts: list[str], length: int, strict: bool = False) -> np.ndarray:
     """CLIP token ids int64 `[len(texts), length]` by open_clip's tokenizer; see `token_rows`."""
     return token_rows(_tokenizer(), texts, length, strict)

@@ -25,6 +25,7 @@ from typing_extensions import TypedDict
 
 from tfanet.data.images import open_image
 from tfanet.data.masks import segmentation_to_mask
+from tfanet.deprecation import renamed_property
 from tfanet.errors import UserError
 from tfanet.files import require_file
 from tfanet.validation import check_values
@@ -138,6 +139,8 @@ class Expression:
     category: str
     level: str | None = None
     """Language level of a synthetic data set (`tfanet.data.scene.LEVELS`); None for others."""
+
+    sentence = renamed_property("sentence", "text")
 
 
 @dataclass(frozen=True)
