@@ -16,6 +16,8 @@ from tfanet.data.preprocess import tokenize
 from tfanet.errors import UserError
 from tfanet.text import TextEncoder
 
+pytestmark = pytest.mark.integration
+
 EXPRESSIONS = [
     "left",
     "a photo of a small red circle",

@@ -15,6 +15,8 @@ from tfanet.counts import FLOPS, PARTS, SCAN_FLOPS, TABLE_4, Count, count_parts,
 from tfanet.counts_cli import main
 from tfanet.weights import bundled
 
+pytestmark = pytest.mark.integration
+
 
 def call(monkeypatch, *arguments):
     """The exit code of `tfanet-count ARGUMENTS`."""

@@ -10,6 +10,8 @@ import pytest
 from tfanet.errors import UserError, VerificationError
 from tfanet.subprocesses import run_in_subprocess, run_in_subprocesses
 
+pytestmark = pytest.mark.integration
+
 
 def square(job, send):
     send(("started", job))

@@ -16,6 +16,8 @@ from tfanet.data.preprocess import tokenize
 from tfanet.text import TextFeatures
 from tfanet.transformer import EncoderLayer, JointTransformer
 
+pytestmark = pytest.mark.integration
+
 COMBINATIONS = [
     pytest.param({"alignment": alignment, "fusion": fusion, "decoder": decoder}, id="-".join(chosen))
     for chosen in product(get_args(Alignment), get_args(FusionKind), get_args(Decoder))

@@ -31,6 +31,8 @@ from torch import Tensor, nn
 from tfanet.config import TFANetConfig, preset
 from tfanet.vmamba import VMamba
 
+pytestmark = pytest.mark.integration
+
 HERE = Path(__file__).parent
 METRICS = json.loads((HERE / "vmamba_official.json").read_text())
 STAGES: dict[str, list[dict]] = METRICS["stages"]

@@ -23,6 +23,8 @@ from tfanet.ops.cross_selective_scan import cross_selective_scan_loop
 from tfanet.ops.selective_scan import selective_scan_loop
 from tfanet_plugins.operations import CROSS_SCAN, SCAN
 
+pytestmark = pytest.mark.integration
+
 ROOT = Path(__file__).resolve().parents[2]
 ORACLES = {SCAN: selective_scan_loop, CROSS_SCAN: cross_selective_scan_loop}
 BASELINES = {("PyTorch", "vectorised"), ("ONNX Runtime", "function body")}

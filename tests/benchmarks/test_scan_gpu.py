@@ -21,6 +21,8 @@ from typer.testing import CliRunner
 import tfanet.ops as ops
 from tfanet.errors import UserError, VerificationError
 
+pytestmark = pytest.mark.integration
+
 SCRIPT = Path(scan_gpu.__file__)
 CPU = torch.device("cpu")
 

@@ -24,6 +24,8 @@ from tfanet_engines.proof import expected_half_share
 from tfanet_engines.sidecar import Sidecar, sidecar_path
 from tfanet_engines.targets import RTX_CAPABILITIES, compute_capability, fits
 
+pytestmark = pytest.mark.integration
+
 pytest.importorskip("tensorrt_rtx")
 
 

@@ -15,6 +15,8 @@ from tfanet.errors import UserError, VerificationError
 from tfanet_engines import builder_process
 from tfanet_engines.build import build_plan
 
+pytestmark = pytest.mark.integration
+
 pytest.importorskip("tensorrt_rtx")
 PATIENCE = 60
 

@@ -13,6 +13,8 @@ from tfanet.errors import UserError
 from tfanet_engines import build_plan, open_engine, run_plan, trust
 from tfanet_engines.sidecar import Sidecar, sidecar_path
 
+pytestmark = pytest.mark.integration
+
 MUTANTS = 300
 many = settings(
     max_examples=MUTANTS,

@@ -16,6 +16,8 @@ from tfanet_eval.benchmark import Row, parse_floors, values_below
 from tfanet_eval.cli.benchmark import main
 from tfanet_eval.jobs import EvaluationJob
 
+pytestmark = pytest.mark.integration
+
 JOB = EvaluationJob(Path("none.onnx"), None, Path("none"), "refcoco", ("val",))
 
 

@@ -15,6 +15,8 @@ from tfanet_engines.proof import PrecisionProof
 from tfanet_eval import benchmark, demo
 from tfanet_eval.demo import COLUMNS, app
 
+pytestmark = pytest.mark.integration
+
 
 @pytest.fixture
 def demo_of(command, monkeypatch, shapes_root, checkpoint, tmp_path):

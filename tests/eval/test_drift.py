@@ -27,6 +27,8 @@ from tfanet_export.deploy import deployment_model
 from tfanet_export.half_arithmetic import half_arithmetic, half_logits
 from tfanet_export.precision import Precision
 
+pytestmark = pytest.mark.integration
+
 SIZE, PLANTED = 96, "stage2.kps"
 
 

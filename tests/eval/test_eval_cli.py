@@ -13,6 +13,8 @@ from PIL import Image
 from tfanet_eval.cli.evaluate import main
 from tfanet_eval.metrics import METRICS
 
+pytestmark = pytest.mark.integration
+
 
 @pytest.mark.parametrize("module", ["cli.evaluate", "cli.predict", "demo"])
 def test_help_needs_no_heavy_import(module):

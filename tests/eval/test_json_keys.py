@@ -5,8 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from tfanet_eval.cli.evaluate import main
 from tfanet_eval.drift.measure import BlockDrift, RelativeError
+
+pytestmark = pytest.mark.integration
 
 METRICS = {"mIoU", "oIoU", "P@0.5", "P@0.6", "P@0.7", "P@0.8", "P@0.9"}
 

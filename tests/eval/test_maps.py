@@ -20,6 +20,8 @@ from tfanet.visualize import PAPER
 from tfanet_eval.maps.sheet import HEAT, SIGNED, map_figure, map_sheet
 from tfanet_eval.maps.trace import Maps, StageMaps, split_words, trace
 
+pytestmark = pytest.mark.integration
+
 EXPRESSION = "the overexposed circle, left"
 
 

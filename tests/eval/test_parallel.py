@@ -22,7 +22,7 @@ from tfanet.subprocesses import run_in_subprocesses
 from tfanet_eval.cli.evaluate import main
 from tfanet_eval.results import read_results
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("one_thread")]
 CODE = "import sys; from tfanet_eval.cli.evaluate import main; sys.argv[0] = 'tfanet-eval'; main()"
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--no-python"]
 

@@ -24,6 +24,8 @@ from tfanet_eval.report.entries import entries_of
 from tfanet_eval.report.page import write_report
 from tfanet_eval.results import read_results
 
+pytestmark = pytest.mark.integration
+
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 HARNESS = """<iframe src="report.html" style="width: {width}px; height: 3000px; border: 0"></iframe>
 <pre id="measured"></pre><script>addEventListener("load", () => {{

@@ -21,7 +21,7 @@ from tfanet_eval.cli.evaluate import main
 from tfanet_eval.results import read_results
 
 FILE = "results.jsonl"
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("one_thread")]
 
 
 def test_file_has_a_record_per_expression_and_a_description_of_the_run(evaluated):

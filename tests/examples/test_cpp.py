@@ -16,6 +16,8 @@ from small_engines import CONFIG, write_sidecar
 from tfanet.data.images import open_image
 from tfanet.data.preprocess import resize_image, tokenize
 
+pytestmark = pytest.mark.integration
+
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "cpp"
 FAKE = Path(__file__).parent / "fake_tensorrt"

@@ -29,6 +29,8 @@ from tfanet_export.deploy import deployment_model
 from tfanet_export.export import retarget, verification_pairs, verify
 from tfanet_export.trace import check_graph
 
+pytestmark = pytest.mark.integration
+
 SCANS, CROSS_SCANS = 4, 9  # 4 CSSM; 5 VSS blocks and 4 SCSM
 ATTENTIONS = 24  # 4 stages x 3 scales x 2 directions
 

@@ -16,7 +16,7 @@ from tfanet.checkpoint import save_model
 from tfanet.data.preprocess import resize_image, tokenize
 from tfanet_engines import Sidecar, open_engine
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
 PHOTOS = Path(__file__).parent.parent / "photos"
 EXPRESSIONS = {
     "grace_hopper.jpg": "woman in uniform",

@@ -12,6 +12,8 @@ from tfanet_export.functions import function_protos, register_schemas
 from tfanet_export.scan_bodies_gpu import row_length
 from tfanet_plugins.operations import DOMAIN, DOMAIN_VERSION, OPERATIONS, OPSET
 
+pytestmark = pytest.mark.integration
+
 LONGEST = 16_384
 
 TARGETS = [pytest.param("cpu", id="cpu-body"), pytest.param("gpu", id="gpu-body")]

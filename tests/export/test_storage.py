@@ -13,6 +13,8 @@ from tfanet_export import storage
 from tfanet_export.export import retarget, verification_pairs
 from tfanet_export.storage import file_bytes, save_onnx, weight_bytes, written_onnx
 
+pytestmark = pytest.mark.integration
+
 
 @pytest.fixture
 def small_limit(monkeypatch):

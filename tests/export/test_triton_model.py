@@ -18,6 +18,8 @@ from tfanet_engines import open_engine
 from tfanet_eval.prediction import predict
 from tfanet_export.triton_server.repository import write_repository
 
+pytestmark = pytest.mark.integration
+
 HERE = Path(__file__).parent
 PHOTO = HERE.parent / "photos" / "grace_hopper.jpg"
 INVALID_ARG = 3

@@ -29,6 +29,8 @@ from tfanet_engines import open_engine
 from tfanet_eval.prediction import predict
 from tfanet_export.triton_server.repository import write_repository
 
+pytestmark = pytest.mark.integration
+
 ROOT = Path(__file__).parents[2]
 PHOTO = ROOT / "tests" / "photos" / "grace_hopper.jpg"
 EXAMPLE = ROOT / "examples" / "triton_client.py"

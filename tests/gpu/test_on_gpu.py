@@ -19,7 +19,7 @@ from tfanet_engines.targets import RTX_CAPABILITIES
 from tfanet_export import export_onnx
 from tfanet_export.export import retarget, verification_pairs
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.integration, pytest.mark.gpu]
 PAIRS = 8
 
 

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
+pytestmark = pytest.mark.integration
+
 FILES = (
     "test_selective_scan_triton.py",
     "test_linear_cross_attention_triton.py",

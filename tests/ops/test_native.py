@@ -23,6 +23,8 @@ from tfanet_engines import open_engine
 from tfanet_export.functions import function_protos
 from tfanet_plugins.operations import CROSS_SCAN, DOMAIN, DOMAIN_VERSION, OPSET
 
+pytestmark = pytest.mark.integration
+
 SOURCES = Path(native.__file__).with_name("csrc")
 BUILT = pytest.mark.skipif(native.library() is None, reason="tfanet was installed without a C++ compiler")
 NAMES = ("x", "p", "dt_weight", "A", "D", "delta_bias")

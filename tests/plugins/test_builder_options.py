@@ -9,6 +9,8 @@ from small_engines import write_onnx
 
 from tfanet_engines.builder import MIB
 
+pytestmark = pytest.mark.integration
+
 VERSIONS = ["11.4.0.106", "10.16.1.11", pytest.param("10.9.0.34", marks=pytest.mark.slow)]
 OPTIONS: dict[str, dict[str, Any]] = {
     "usual": {},

@@ -17,6 +17,8 @@ from layers import attention, cross_scan, scaled_square, scan
 from tfanet_plugins import PLUGINS
 from tfanet_plugins.ptx import MAX_SHARED, PTX_VERSIONS
 
+pytestmark = pytest.mark.integration
+
 NEWEST = "11.4.0.106"
 VERSIONS = [
     NEWEST,

@@ -13,7 +13,7 @@ from simulate import TORCH_TYPES, as_list, error, make_inputs
 
 from tfanet.ops import linear_cross_attention, selective_scan
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.integration, pytest.mark.gpu]
 VERSION = "11.4.0.106"
 GUARD = 1024
 """Elements before and after each output that must not change."""

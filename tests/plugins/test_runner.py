@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.integration
+
 VERSIONS = ["11.4.0.106", "10.16.1.11", pytest.param("10.9.0.34", marks=pytest.mark.slow)]
 
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
 import torch
 from small_runs import log_rows, subprocess_environment
+
+pytestmark = pytest.mark.integration
 
 SCRIPT = """
 import os, random, signal, sys, time

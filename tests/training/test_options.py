@@ -26,6 +26,8 @@ from tfanet.training.records import LOG_COLUMNS, draw_curves
 from tfanet.training.steps import Stepper, compiled_parts
 from tfanet.vmamba import StochasticDepth
 
+pytestmark = pytest.mark.integration
+
 
 def part(items: Iterable[int]) -> dict[str, torch.Tensor]:
     samples = [Squares()[i] for i in items]

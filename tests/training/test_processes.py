@@ -9,6 +9,8 @@ import sys
 import pytest
 from small_runs import log_rows, subprocess_environment
 
+pytestmark = pytest.mark.integration
+
 STEPS, STOPPED = 24, 20
 SCRIPT = """
 import json, os, socket, sys

@@ -16,6 +16,8 @@ from tfanet.errors import UserError
 from tfanet.training.loop import train
 from tfanet.training.processes import join_processes
 
+pytestmark = pytest.mark.integration
+
 GROUP = """
 import os, signal, subprocess, sys
 from dataclasses import replace

@@ -23,6 +23,8 @@ from tfanet.training.options import RECIPES, TrainingOptions
 from tfanet.training.schedule import epoch_batches, lr_factor, parameter_groups, rank_batches
 from tfanet.training.state import FORMAT, load_state
 
+pytestmark = pytest.mark.integration
+
 SMALL = replace(SMALLEST, drop_path=0.2)
 OPTIONS = TrainingOptions(epochs=2, batch=4, lr=1e-3, warmup=2, save_every=2, precision="fp32")
 

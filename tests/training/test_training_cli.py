@@ -20,6 +20,8 @@ from tfanet.errors import UserError
 from tfanet.training.cli import app
 from tfanet.training.run import TrainingRequest, evaluation_command, resume_command, run_training
 
+pytestmark = pytest.mark.integration
+
 
 def test_command_line(shapes_root, tmp_path):
     arguments = ["--data", str(shapes_root), "--out", str(tmp_path / "run"), "--epochs", "1", "--batch", "4"]
