@@ -166,6 +166,26 @@ def test_help_imports_nothing_heavy(command):
     assert json.loads(done.stdout) == []
 
 
+@pytest.mark.parametrize(
+    ("command", "arguments"),
+    [
+        ("tfanet-train", ["--recipe", "none"]),
+        ("tfanet-train", ["--image-size", "100"]),
+        ("tfanet-export", ["trt", "--recipe", "none"]),
+        ("tfanet-eval", ["--resume"]),
+    ],
+)
+def test_mistakes_are_reported_without_heavy_imports(command, arguments):
+    code = (
+        f"import sys, {COMMANDS[command]} as cli\n"
+        f"sys.argv = {[command, *arguments]!r}\n"
+        "try:\n    cli.main()\n"
+        "except SystemExit as end:\n    sys.exit(100 if 'torch' in sys.modules else end.code)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands_are_installed_and_print_help(command):
     done = subprocess.run([Path(sys.executable).parent / command, "--help"], capture_output=True, text=True)

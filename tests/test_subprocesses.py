@@ -74,3 +74,15 @@ def test_an_exception_in_a_callback_ends_all_subprocesses():
     for process in processes:
         with pytest.raises(ProcessLookupError):
             os.kill(process, 0)
+
+
+def test_errors_are_shown_on_request(capfd):
+    with pytest.raises(VerificationError, match=r"^the job ended with exit code 3 and without a result$"):
+        run_in_subprocess(crash, 3, name="the job", show_errors=True)
+    assert "out of luck" in capfd.readouterr().err
+
+
+def test_nothing_is_imported_from_the_current_folder(tmp_path, monkeypatch):
+    (tmp_path / "pickle.py").write_text("raise SystemExit(9)")
+    monkeypatch.chdir(tmp_path)
+    assert run_in_subprocess(square, 3) == 9

@@ -36,9 +36,12 @@ def run_in_subprocess(
     *,
     timeout: float | None = None,
     name: str = "the subprocess",
+    show_errors: bool = False,
 ) -> T:
     """`function(job, send)` in a subprocess; see `run_in_subprocesses`."""
-    return run_in_subprocesses(function, [job], on_message, timeout=timeout, names=[name])[0]
+    return run_in_subprocesses(
+        function, [job], on_message, timeout=timeout, names=[name], show_errors=show_errors
+    )[0]
 
 
 def run_in_subprocesses(
@@ -48,6 +51,7 @@ def run_in_subprocesses(
     *,
     timeout: float | None = None,
     names: Sequence[str] = (),
+    show_errors: bool = False,
 ) -> list[T]:
     """`function(job, send)` for each job, all at once, each in its own subprocess; the results in order.
 
@@ -56,6 +60,8 @@ def run_in_subprocesses(
             to `send` is passed to `on_message`, one message at a time.
         timeout: seconds for each job; None is no limit.
         names: what messages call the subprocesses; by default "process 1 of 4".
+        show_errors: let subprocesses write to this process's standard error: progress bars, warnings,
+            tracebacks. Otherwise the end of it is part of the message if one fails.
 
     Raises the first `UserError` or `VerificationError` of a job, and `VerificationError` for a subprocess
     that ends without a result or takes too long. No subprocess runs any more when this returns or raises,
@@ -71,7 +77,7 @@ def run_in_subprocesses(
     running: list[_Subprocess] = []
     try:
         for name in names:
-            running.append(_Subprocess(name))
+            running.append(_Subprocess(name, show_errors))
         with ThreadPoolExecutor(len(running)) as pool:
             futures = [
                 pool.submit(process.run, function, job, deliver, timeout)
@@ -94,14 +100,14 @@ def run_in_subprocesses(
 class _Subprocess:
     """A started interpreter that waits for its job."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, show_errors: bool) -> None:
         self.name = name
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115
         path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "tfanet.subprocesses"],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors,
+                [sys.executable, "-P", "-m", "tfanet.subprocesses"],  # -P: no imports from the current folder
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=None if show_errors else self._errors,
                 env=os.environ | {"PYTHONPATH": path},
                 start_new_session=True,  # Ctrl-C reaches the parent only, which kills its subprocesses
             )  # fmt: skip

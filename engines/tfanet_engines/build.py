@@ -95,7 +95,7 @@ def build_plan(
         built, subprocess_memory = builder_process.run(request, temporary, on_progress)
         _check(source, built, extra_outputs)
     if built.warning:
-        warnings.warn(built.warning, RuntimeWarning, stacklevel=2)
+        warnings.warn(built.warning, RuntimeWarning, stacklevel=3)  # the caller of the decorated function
     report = BuildReport(
         plan=plan_path,
         sidecar=sidecar_path(plan_path),
@@ -137,7 +137,7 @@ def _sidecar(
         kind="plan",
         weights_sha256=source.weights_sha256,
         precision=source.precision,
-        proof=proof | ({"extra_outputs": [*extra_outputs]} if extra_outputs else {}),
+        proof=proof | ({"further_outputs": [*extra_outputs]} if extra_outputs else {}),
         builder=MODULES[report.backend],
         builder_version=report.builder_version,
         compute_capabilities=report.compute_capabilities,

@@ -148,7 +148,7 @@ class PlanEngine(Engine):
 def _read_checked(file: Path, sidecar: Sidecar, extra: Sequence[TensorSpec], *, trust: bool) -> bytes:
     """The bytes of the plan; `UserError` unless kind, extra outputs, hash and trust are as they must be."""
     _check_kind(file, sidecar)
-    if [spec.name for spec in extra] != sidecar.proof.get("extra_outputs", []):
+    if [spec.name for spec in extra] != sidecar.proof.get("further_outputs", []):
         raise UserError(
             f"{file} has extra outputs for inspection and is not for deployment; {sidecar.remedy}"
         )

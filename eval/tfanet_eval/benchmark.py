@@ -96,7 +96,7 @@ def _why_not_here(engine: Path) -> str:
 def _in_subprocess(function: Callable[[EvaluationJob], Measurement], job: EvaluationJob) -> Measurement:
     """`function(job)` in a new process; an error becomes the status."""
     try:
-        return run_in_subprocess(_call, (function, job), name="its process")
+        return run_in_subprocess(_call, (function, job), name="its process", show_errors=True)
     except (UserError, VerificationError) as error:
         return f"failed: {error}", {}
 

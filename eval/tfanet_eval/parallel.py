@@ -60,7 +60,9 @@ def run_in_workers(
             f"{job.data_name} {', '.join(job.splits)}, {workers} processes",
             total=total, completed=len(start.done),
         )  # fmt: skip
-        evaluations = run_in_subprocesses(_work, parts, lambda steps: progress.advance(task, steps))
+        evaluations = run_in_subprocesses(
+            _work, parts, lambda steps: progress.advance(task, steps), show_errors=True
+        )
     return merge_parts(evaluations, start.file)
 
 

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tfanet.errors import UserError
-from tfanet_export.export import ExportReport, export_onnx, retarget
 
 if TYPE_CHECKING:
     from tfanet_engines import BuildOptions
     from tfanet_engines.trt_api import Backend
+    from tfanet_export.export import ExportReport
 
 
 def export_checkpoint(
@@ -27,6 +27,7 @@ def export_checkpoint(
     `image_size` is by default the checkpoint's. `precision` is a precision file.
     """
     from tfanet.checkpoint import load_model
+    from tfanet_export.export import export_onnx
     from tfanet_export.precision import Precision
 
     model = load_model(checkpoint, image_size=image_size)
@@ -45,6 +46,8 @@ def retarget_for_plan(onnx_file: Path, out: Path, *, fp16: bool, rebuild: str) -
         raise UserError(
             f"{onnx_file} is {precision}: precision is a property of the graph; export it with --fp16"
         )
+    from tfanet_export.export import retarget
+
     retarget(onnx_file, out, "gpu", rebuild=rebuild)
 
 

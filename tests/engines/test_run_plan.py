@@ -121,7 +121,7 @@ def test_threads_get_their_own_results_from_a_few_contexts(plan, fake_trt, small
 
 def test_extra_outputs(plan, small_config, monkeypatch):
     names = ("text.norm/0", "stage1.kps/0")
-    proof = {"extra_outputs": [*names]}
+    proof = {"further_outputs": [*names]}
     write_sidecar(plan, small_config, builder_version=trt.__version__, proof=proof)
     FakeTensorRT(trt, batches=(1, 1, 1), extra=names).install(monkeypatch)
     with pytest.raises(UserError, match="extra outputs for inspection"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -155,6 +156,15 @@ def test_chart_shows_the_errors_of_every_block():
     assert svg == draw(drifts, "a <title> & $5$")
     without = draw([block("small", 2e-4, 3e-4)], "a title")
     assert "ONNX Runtime" not in without
+
+
+@pytest.mark.parametrize("title", ["2024-tiny.safetensors", "71 %", "tiny"])
+def test_chart_of_any_title_is_valid_svg(title):
+    svg = draw([BlockDrift("text.block1")], title)
+    ids = [element.get("id") for element in ElementTree.fromstring(svg).iter() if element.get("id")]
+    assert ids
+    assert all(name[0].isalpha() for name in ids)
+    assert all(f'"{name}"' in svg for name in re.findall(r'href="#([^"]+)"', svg))
 
 
 def test_proposal_is_minimal(monkeypatch):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -35,6 +37,14 @@ def command(monkeypatch, capsys):
 
 def files_of(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def test_copied_modules_import_without_the_others(small_engine, tmp_path):
+    repository = write_repository(tmp_path / "models", [small_engine])
+    code = "from tfanet.data import images, preprocess, tokens; import sys; sys.exit('torch' in sys.modules)"
+    folder = repository.path / repository.client_model / "1"
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, env={"PYTHONPATH": str(folder)})
+    assert done.returncode == 0
 
 
 def test_command_writes_a_complete_repository_and_prints_the_next_step(command, small_engine, tmp_path):

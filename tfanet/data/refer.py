@@ -42,7 +42,8 @@ class Sentence(TypedDict):
     sent_id: int
     sent: NotRequired[str]
     """The cleaned text."""
-    raw: NotRequired[str]
+    raw: NotRequired[Any]
+    """The text as written; a string where there is no `sent`."""
 
 
 class Ref(TypedDict):
@@ -53,7 +54,7 @@ class Ref(TypedDict):
     image_id: int
     split: str
     sentences: list[Sentence]
-    level: NotRequired[str | None]
+    level: NotRequired[Any]
     """Language level of a synthetic data set (`tfanet.data.scene.LEVELS`)."""
 
 
@@ -341,7 +342,7 @@ def _load_refs(path: Path) -> list[Ref]:
         raise UserError(f"refs file {path} is damaged or not a pickle: {type(error).__name__}") from error
     refs = check_values(list[Ref], refs, f"refs file {path}")
     for i, ref in enumerate(refs):
-        if not all("sent" in sentence or "raw" in sentence for sentence in ref["sentences"]):
+        if not all("sent" in s or isinstance(s.get("raw"), str) for s in ref["sentences"]):
             raise UserError(f"refs file {path} is invalid: [{i}]: a sentence has neither `sent` nor `raw`")
     return refs
 
@@ -377,7 +378,7 @@ def _expressions(ref: Ref, files: ReferFiles) -> Iterator[Expression]:
             height=image["height"],
             width=image["width"],
             category=files.categories.get(annotation["category_id"], "unknown"),
-            level=ref.get("level"),
+            level=level if isinstance(level := ref.get("level"), str) else None,
         )
 
 

@@ -152,9 +152,14 @@ def train(
     values: dict[str, Any] = {**locals()}
     values["freeze"] = tuple(sorted(part.strip() for part in freeze.split(",") if part.strip()))
 
-    from tfanet.training.run import TrainingRequest, run_training
+    from tfanet.training.request import TrainingRequest, resolve
 
-    run_training(TrainingRequest.from_options(values), sys.argv[1:])
+    request = TrainingRequest.from_options(values)
+    resolve(request)  # a mistake is reported before PyTorch is imported, which takes seconds
+
+    from tfanet.training.run import run_training
+
+    run_training(request, sys.argv[1:])
 
 
 def main() -> None:

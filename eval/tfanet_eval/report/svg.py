@@ -33,5 +33,5 @@ def to_svg(figure: Figure, title: str, style: dict[Any, Any] = STYLE, *, transpa
     text = stream.getvalue()
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
     text = text.replace("<svg ", f'<svg role="img" aria-label="{escape(title)}" ', 1)
-    prefix = re.sub(r"\W+", "-", title)
-    return re.sub(r'((?:id=|href=|url\()"?#?)([A-Za-z]\w+)', rf"\1{prefix}-\2", text)
+    prefix = "svg-" + re.sub(r"\W+", "-", title)  # an XML id starts with a letter
+    return re.sub(r'((?:id=|href=|url\()"?#?)([A-Za-z]\w+)', rf"\g<1>{prefix}-\g<2>", text)

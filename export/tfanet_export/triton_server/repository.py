@@ -22,6 +22,7 @@ from tfanet_export.triton_server.config import WARMUP_TOKENS, client_config, cor
 
 COPIED = (
     "__init__.py",
+    "deprecation.py",
     "errors.py",
     "files.py",
     "lazy.py",
