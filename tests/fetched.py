@@ -8,6 +8,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 SECONDS_TO_DOWNLOAD = 180
 
 
@@ -18,10 +20,19 @@ class Unavailable(Exception):
 def fetch(folder: Path, packages: Sequence[str]) -> Path:
     """Unpack wheels (`name==version`, without dependencies) into `folder`, unless it exists; returns it.
 
-    Raises `Unavailable` when pip fails or takes longer than `SECONDS_TO_DOWNLOAD`.
+    Processes that share the folder take turns. Raises `Unavailable` when pip fails or takes longer than
+    `SECONDS_TO_DOWNLOAD`.
     """
-    if folder.exists():
-        return folder
+    try:
+        with FileLock(folder.with_name(f"{folder.name}.lock"), timeout=2 * SECONDS_TO_DOWNLOAD):
+            if not folder.exists():
+                _download(folder, packages)
+    except Timeout as error:
+        raise Unavailable(f"another process downloads {folder.name}") from error
+    return folder
+
+
+def _download(folder: Path, packages: Sequence[str]) -> None:
     work = folder.with_name(f"{folder.name}.part")
     shutil.rmtree(work, ignore_errors=True)
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
@@ -34,4 +45,3 @@ def fetch(folder: Path, packages: Sequence[str]) -> Path:
     if done.returncode:
         raise Unavailable(f"pip has no wheels here: {(done.stderr.strip() or done.stdout).splitlines()[-1]}")
     work.rename(folder)
-    return folder

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from tfanet.errors import UserError
 from tfanet.ops import cross_selective_scan, dispatch, native, selective_scan, use_scan_kernel
-from tfanet.ops.cross_selective_scan import cross_selective_scan_backward
+from tfanet.ops.cross_selective_scan import cross_selective_scan_backward, cross_selective_scan_loop
 from tfanet.ops.selective_scan import selective_scan_backward, selective_scan_loop
 from tfanet.ops.traversals import scan_traversals
 from tfanet.training.cli import app as train_app
@@ -116,6 +116,19 @@ def test_mamba_ssm_computes_both_scans(scan_inputs, cross_inputs, mamba, mode):
         torch.testing.assert_close(one._on_gpu(*scan_inputs), expected[0], rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(two._on_gpu(*cross_inputs), expected[1], rtol=1e-4, atol=1e-4)
     assert mamba == [True, True]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_mamba_ssm_computes_the_2d_scan_of_half_tensors_in_fp32(cross_inputs, mamba, dtype):
+    use_scan_kernel("mamba-ssm")
+    half = [x.to(dtype) for x in cross_inputs[:3]] + cross_inputs[3:]
+    expected = cross_selective_scan_loop(*(x.double() for x in half))
+    module = importlib.import_module("tfanet.ops.cross_selective_scan")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        actual = module._on_gpu(*half)
+    assert actual.dtype == torch.float32
+    assert (actual.double() - expected).abs().max() <= 1e-6 * expected.abs().max()
+    assert FakeScan.dtypes == {torch.float32}
 
 
 def test_mamba_ssm_computes_both_gradients(scan_inputs, cross_inputs, mamba):

@@ -31,7 +31,7 @@ def test_command_line(shapes_root, tmp_path):
     stored = tmp_path / "run" / "model.safetensors"
     assert f"next: tfanet-eval --engine {stored} --data {shapes_root}\n" in result.output
     assert re.match(
-        r"on (cpu, scans (vectorised|compiled)|cuda, scans by \w+, )", result.output.splitlines()[1]
+        r"on (cpu, scans (vectorised|compiled)|cuda, scans by \w+)$", result.output.splitlines()[1]
     )
     assert tfanet.load_model(tmp_path / "run" / "model.safetensors").config == preset("tiny")
     with pytest.raises(UserError, match="contains a run already; resume it"):
