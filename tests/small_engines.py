@@ -47,8 +47,8 @@ def write_plan(path: Path, capability: str, config: TFANetConfig = CONFIG, **fie
     return path
 
 
-def write_sidecar(path: Path, config: TFANetConfig = CONFIG, **fields: Any) -> None:
-    """Write a sidecar for the file as it is now, by default that of an FP16 plan for SM 8.9."""
+def write_sidecar(path: Path, config: TFANetConfig = CONFIG, **fields: Any) -> Sidecar:
+    """Write and return a sidecar for the file as it is now, by default that of an FP16 plan for SM 8.9."""
     digest = model_sha256(path)
     values = {
         "kind": "plan", "weights_sha256": "ab" * 32, "precision": "fp16", "proof": {},
@@ -57,4 +57,6 @@ def write_sidecar(path: Path, config: TFANetConfig = CONFIG, **fields: Any) -> N
     } | fields  # fmt: skip
     if values["kind"] == "plan":
         values = {"compute_capabilities": ["8.9"]} | values
-    Sidecar.of(config, **values).write(path)
+    sidecar = Sidecar.of(config, **values)
+    sidecar.write(path)
+    return sidecar

@@ -1,4 +1,4 @@
-"""The commands in README.md and docs/ exist, with their subcommands and options."""
+"""The commands in README.md and docs/ exist, with their options; the figure has the shapes of the model."""
 
 from __future__ import annotations
 
@@ -9,9 +9,12 @@ import tomllib
 from functools import cache
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 import typer
+
+from tfanet.config import PRESETS
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -75,3 +78,12 @@ def test_unknown_option_is_found():
     )
     page += "`tfanet-export trt --fp16 --sheet a.png`"
     assert [unknown(words) for words in commands_in(page)] == [["--epoch"], ["--sheet"]]
+
+
+def test_dataflow_figure_has_the_shapes_of_base():
+    base = PRESETS["base"]
+    elements = ElementTree.parse(ROOT / "docs" / "dataflow.svg").iter("{http://www.w3.org/2000/svg}text")
+    texts = ["".join(element.itertext()) for element in elements]
+    for stride, channels in zip((4, 8, 16, 32), base.vmamba_dims, strict=True):
+        side = base.image_size // stride
+        assert any(f"[B, {channels}, {side}, {side}]" in text for text in texts), stride

@@ -150,8 +150,23 @@ def f():
 
 
 def test_command_lines_are_not_imported():
+    """Nor are other modules of `tfanet_eval.cli`, outside it, except the types of its options."""
+    folder, shared = FOLDERS["tfanet_eval"] / "cli", "tfanet_eval.cli.options"
     for path in SOURCES:
-        wrong = {name for name in imports_of(path) if name in COMMANDS.values()}
+        imported = imports_of(path)
+        wrong = {name for name in imported if name in COMMANDS.values()}
+        if folder not in path.parents:
+            wrong |= {name for name in imported if name.startswith("tfanet_eval.cli.")} - {shared}
+            wrong = {name for name in wrong if not name.startswith(f"{shared}.")}
+        assert not wrong, f"{path.relative_to(ROOT)} imports {wrong}"
+
+
+def test_packages_import_no_benchmark_or_test_module():
+    """As top-level modules, as their folders are on the path of tests; `fakes` is a package."""
+    top_level = {path.stem for path in SCRIPTS if path.parent.name != "fakes"}
+    scripts = top_level - {"__init__"} | {"fakes"}
+    for path in SOURCES:
+        wrong = {name for name in imports_of(path) if name.split(".")[0] in scripts}
         assert not wrong, f"{path.relative_to(ROOT)} imports {wrong}"
 
 

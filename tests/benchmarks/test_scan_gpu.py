@@ -89,7 +89,11 @@ def test_report_has_every_measurement(small_copy, monkeypatch, tmp_path, capsys)
         assert f"## {title}" in text
         assert title in printed
     assert "| fused / unfused chain | 12 x 3 | 2 | FP16 |" in text
-    assert "scan, vectorised, torch.compile, 12 x 3, batch 1, FP16: only 1 runs within the time limit" in text
+    few = [line for line in text.splitlines() if "only 1 runs within the time limit" in line]
+    assert [line.lstrip("- ") for line in few if gpu_cases.COMPILED in line] == [
+        f"scan, {gpu_cases.COMPILED}, 12 x 3, batch {batch}, FP16: only 1 runs within the time limit"
+        for batch in (1, 2)
+    ]
 
 
 def test_a_wrong_kernel_fails_the_benchmark_after_the_report(small_copy, tmp_path):
@@ -121,6 +125,17 @@ def test_a_failed_compile_subprocess_is_a_row():
     assert rows[0].why.startswith("torch.compile ended with exit code 1 and without a result: ")
     assert "NVIDIA" in rows[0].why or "CUDA" in rows[0].why
     assert rows[1].why == "not tried: a smaller batch failed"
+
+
+def test_an_error_of_the_compile_subprocess_is_a_row(monkeypatch):
+    def run_in_subprocess(function, job, *, timeout, name):
+        raise VerificationError(f"{name} ended with exit code 1")
+
+    monkeypatch.setattr("tfanet.subprocesses.run_in_subprocess", run_in_subprocess)
+    (row,) = scan_gpu.compiled_rows(plan(shapes=[SMALL], batches=[4]), CPU)
+    assert (row.section, row.size, row.batch, row.dtype) == ("scan", str(SMALL), 4, "FP16")
+    assert (row.name, row.seconds) == (gpu_cases.COMPILED, [])
+    assert row.why == "torch.compile ended with exit code 1"
 
 
 def timed(section, name, milliseconds, *, size="14400 x 256", batch=1, **others):

@@ -102,6 +102,7 @@ def test_wall_timer_warms_up_and_keeps_to_its_repeats():
     calls = []
     assert len(timing.wall_timer(20, 10.0)(lambda: calls.append(0)).seconds) == 20
     assert len(calls) == 20 + timing.WARMUP_CALLS
+    assert len(timing.wall_timer(20, 0.05)(lambda: time.sleep(0.02)).seconds) == timing.FEWEST_RUNS
 
 
 def test_first_run_in_turns_is_not_counted():

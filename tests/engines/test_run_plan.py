@@ -356,6 +356,9 @@ def test_calls_that_wait_for_a_context_raise_when_the_engine_closes(plan, fake_t
     with ThreadPoolExecutor(2) as threads:
         with engine._pool.context():
             waiting = threads.submit(engine.infer, images, tokens)
+            while not engine._pool._slots._cond._waiters:
+                assert not waiting.done()
+                time.sleep(0.001)
             closing = threads.submit(engine.close)
             while not engine._pool._closed:
                 time.sleep(0.001)

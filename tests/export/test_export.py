@@ -297,7 +297,7 @@ def test_command_line_of_another_size(larger, shapes_root):
         (["trt", "--batch", "8,1"], "three numbers"),
         (["trt", "--batch", "8,1,1"], "smallest <= optimal <= largest"),
         (["trt", "--batch", "1,1,2000"], "largest <= 1024"),
-        (["trt", "--onnx", "file"], "empty|no ONNX"),
+        (["trt", "--onnx", "file"], "is empty"),
         (["trt", "--onnx", "FP32", "--fp16"], "precision is a property of the graph"),
         (["trt", "-c", "file", "--onnx", "file"], "not both"),
         (["trt", "-o", "model.onnx"], "must end in .plan"),
