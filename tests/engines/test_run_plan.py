@@ -345,9 +345,22 @@ def test_lanes_is_a_deprecated_name_of_contexts(plan, fake_trt, small_config):
 
 
 def test_two_threads_that_take_all_contexts_take_turns(plan, fake_trt):
-    with open_engine(plan, contexts=2) as engine, ThreadPoolExecutor(2) as threads:
-        assert all(seconds > 0 for seconds in threads.map(lambda _: engine.warm_up(), range(8)))
-        assert len(engine._pool._idle) == 2
+    engine, seconds = open_engine(plan, contexts=2), []
+    create = engine._pool._create
+    engine._pool._create = lambda: time.sleep(0.05) or create()  # time for each thread to take one
+    # Daemons, and the engine is closed only at the end: a deadlock fails the test and does not hang it.
+    threads = [
+        threading.Thread(target=lambda: seconds.extend(engine.warm_up() for _ in range(4)), daemon=True)
+        for _ in range(2)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert len(seconds) == 8
+    assert min(seconds) > 0
+    assert len(engine._pool._idle) == 2
+    engine.close()
 
 
 def test_calls_that_wait_for_a_context_raise_when_the_engine_closes(plan, fake_trt, small_config):

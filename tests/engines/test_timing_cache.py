@@ -11,7 +11,7 @@ from tfanet_engines import timing_cache
 
 
 def config(timings, **options):
-    """An `IBuilderConfig`; a build with it adds `timings`. Skips without TensorRT-RTX, which has its types."""
+    """An `IBuilderConfig`; a build with it adds `timings`. Skips if TensorRT-RTX is not installed."""
     return FakeTensorRT(pytest.importorskip("tensorrt_rtx"), timings=timings, **options).config()
 
 
