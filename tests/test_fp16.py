@@ -105,11 +105,19 @@ def calls(path: Path) -> set[str]:
     return {node.attr if isinstance(node, ast.Attribute) else getattr(node, "id", "") for node in nodes}
 
 
+def wide_dtypes(path: Path) -> set[str]:
+    """`torch.float32` and other names of FP32 and FP64 in the file."""
+    nodes = (node for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.Attribute))
+    names = {f"torch.{name}" for name in ("float32", "float", "float64", "double")}
+    return {ast.unparse(node) for node in nodes} & names
+
+
 def test_casts_are_where_the_table_says():
     """Modules cast to FP32 by `to_fp32` only; the operations listed, and no others, use `accum_dtype`."""
     modules = ("baseline", "cfsm", "layers", "mlam", "model", "text", "transformer", "vmamba", "wfdm")
     called = {name: calls(FOLDER / f"{name}.py") for name in modules}
     assert [name for name, names in called.items() if names & {"float", "double"}] == []
+    assert [name for name in modules if wide_dtypes(FOLDER / f"{name}.py")] == []
     casting = {name for name, names in called.items() if "to_fp32" in names}
     assert casting == {where.split(".")[1] for where in MODULES} - {"baseline"}  # by wfdm's function
     using = {path.stem for path in (FOLDER / "ops").glob("*.py") if "accum_dtype" in calls(path)}

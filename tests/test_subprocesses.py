@@ -28,6 +28,25 @@ def crash(job, send):
     os._exit(job)
 
 
+def crash_with_a_long_error(job, send):
+    os.write(2, b"x" * 1000 + b" the end")
+    os._exit(3)
+
+
+def give_a_function(job, send):
+    return lambda: 0
+
+
+def first_waits_for_second(job, send):
+    """Jobs are (number, file); job 1 writes the file, job 0 waits for it."""
+    number, file = job
+    while number == 0 and not file.exists():
+        time.sleep(0.01)
+    send(number)
+    file.touch()
+    return number
+
+
 def sleep(job, send):
     send(os.getpid())
     time.sleep(60)
@@ -51,6 +70,24 @@ def test_other_failures_are_one_line_with_the_end_of_stderr():
         run_in_subprocess(crash, 3, name="the job")
     with pytest.raises(VerificationError, match="ValueError: bad"):
         run_in_subprocess(fail, ValueError("bad"))
+
+
+def test_a_long_stderr_is_cut():
+    with pytest.raises(VerificationError, match=r"result: x+ the end$") as error:
+        run_in_subprocess(crash_with_a_long_error, None)
+    assert len(str(error.value)) < 400
+
+
+def test_a_result_that_cannot_be_pickled_is_an_error():
+    with pytest.raises(VerificationError, match=r"ended with exit code 1 and without a result: .*pickle"):
+        run_in_subprocess(give_a_function, None)
+
+
+def test_results_come_in_order_if_a_later_job_ends_first(tmp_path):
+    messages, file = [], tmp_path / "file"
+    results = run_in_subprocesses(first_waits_for_second, [(0, file), (1, file)], messages.append, timeout=60)
+    assert results == [0, 1]
+    assert messages == [1, 0]
 
 
 def test_a_time_limit_ends_the_subprocess():

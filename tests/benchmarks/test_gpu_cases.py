@@ -9,6 +9,7 @@ from types import ModuleType
 
 import gpu_cases
 import gpu_measure
+import kernel_choice
 import pytest
 import torch
 from gpu_measure import Candidate, Case
@@ -207,3 +208,11 @@ def test_model_runs_with_our_kernels_and_without(random_model, monkeypatch, dtyp
     assert dispatch._setting == "mamba-ssm"
     assert dispatch.has_triton()
     assert logits.shape == (2, 96, 96)
+
+
+@pytest.mark.parametrize(("device", "reason"), [("cpu", "it needs CUDA"), ("cuda", "not installed")])
+def test_model_without_mamba_ssm_is_not_available(monkeypatch, device, reason):
+    monkeypatch.setattr(dispatch, "mamba_scan", lambda: None)
+    with pytest.raises(NotAvailable, match=f"^{reason}$"), kernel_choice.mamba_kernels(torch.device(device)):
+        pytest.fail("mamba_ssm is not installed")
+    assert dispatch._setting == "auto"

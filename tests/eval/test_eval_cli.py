@@ -67,6 +67,17 @@ def test_parity_with_other_weights_fails_after_the_table(command, checkpoint, ot
     )
 
 
+def test_breakdown_and_convention_are_printed(command, checkpoint, shapes_root):
+    common = ("--engine", checkpoint, "--data", shapes_root, "--limit", 2)
+    done = command(main, *common, "--breakdown", "--convention", "480")
+    assert done.code == 0, done.err
+    assert "groups of val" in done.out
+    assert "masks at 480 x 480" in done.out
+    plain = command(main, *common)
+    assert "groups of" not in plain.out
+    assert "masks at the images' own size" in plain.out
+
+
 def test_shuffled_expressions_are_in_the_title(command, checkpoint, shapes_root):
     common = ("--engine", checkpoint, "--data", shapes_root, "--limit", 12, "--batch", 6)
     done = command(main, *common, "--shuffle-expressions")

@@ -18,7 +18,15 @@ from tfanet.data.packed import pack
 from tfanet.data.refer import ReferDataset, ReferFiles
 from tfanet.errors import UserError
 from tfanet.training.cli import app
-from tfanet.training.run import TrainingRequest, evaluation_command, resume_command, run_training
+from tfanet.training.options import find_recipe
+from tfanet.training.run import (
+    TrainingRequest,
+    _default_recipe,
+    _model_config,
+    evaluation_command,
+    resume_command,
+    run_training,
+)
 
 pytestmark = pytest.mark.integration
 
@@ -130,6 +138,47 @@ def test_command_line_trains_one_expression_per_reference_from_images_or_a_cache
     ReferDataset(root, "refcoco", "testA")[0].image_path.unlink()
     with pytest.raises(UserError, match=r"images are missing: testA \(1, of \d expressions\)"):
         CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "two")], catch_exceptions=False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "command"),
+    [(None, 'resume="auto"'), (["--epochs", "1"], "tfanet-train --epochs 1 --resume auto")],
+    ids=["python", "command"],
+)
+def test_a_stopped_run_returns_false_and_prints_how_to_resume(
+    shapes_root, tmp_path, monkeypatch, capsys, arguments, command
+):
+    monkeypatch.setattr("tfanet.training.run.train", lambda *arguments, **options: False)
+    request = TrainingRequest(out=tmp_path, image_size=32, data=shapes_root, limit=4, validate=2)
+    assert run_training(request, arguments) is False
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == f"stopped; the state is saved. Resume with: {command}"
+    assert not [line for line in lines if line.startswith(("wrote", "next"))]
+
+
+@pytest.mark.parametrize(
+    ("preset_name", "dataset", "recipe"),
+    [
+        (None, None, "tiny"),
+        (None, "refcocog", "tiny"),
+        ("tiny", "refcocog", "tiny"),
+        ("base", None, "paper-refcoco"),
+        ("base", "refcoco", "paper-refcoco"),
+        ("base", "refcoco+", "paper-refcoco+"),
+        ("base", "refcocog", "paper-gref"),
+    ],
+)
+def test_default_recipe_depends_on_preset_and_dataset(preset_name, dataset, recipe):
+    assert _default_recipe(TrainingRequest(preset=preset_name, dataset=dataset)) == recipe
+
+
+@pytest.mark.parametrize(
+    ("given", "dataset", "length"),
+    [(None, "refcoco", 17), (None, "refcoco+", 17), (None, "refcocog", 22), (9, "refcocog", 9)],
+)
+def test_token_length_depends_on_the_dataset(given, dataset, length):
+    request = TrainingRequest(token_length=given)
+    assert _model_config(request, find_recipe("tiny"), dataset).token_length == length
 
 
 def test_next_command_is_for_the_same_data():
