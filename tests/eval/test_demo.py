@@ -26,7 +26,9 @@ def demo_of(command, monkeypatch, shapes_root, checkpoint, tmp_path):
     def call(deployed):
         monkeypatch.setattr(benchmark, "onnx_pair", lambda checkpoint, stem: [deployed, deployed])
         monkeypatch.setattr(demo, "_build", lambda onnx, out: plan)
-        monkeypatch.setattr(benchmark, "run_in_subprocess", lambda function, job, **options: function(job, None))
+        monkeypatch.setattr(
+            benchmark, "run_in_subprocess", lambda function, job, **options: function(job, None)
+        )
         arguments = ("--checkpoint", checkpoint, "--data", shapes_root, "--limit", 3, "--out", "demo")
         return command(lambda: run(app), *arguments)
 
