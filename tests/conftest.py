@@ -48,7 +48,7 @@ def random_model():
 
 @pytest.fixture(scope="session")
 def shapes_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A synthetic RefCOCO of a few pictures, complete with all splits. Do not change it."""
+    """A small synthetic RefCOCO with all splits. Do not change it."""
     from tfanet.data.shapes import write_shapes
 
     counts = {"train": 16, "val": 6, "testA": 4, "testB": 4}

@@ -19,14 +19,8 @@ from tfanet.data.refer import ReferDataset, ReferFiles
 from tfanet.errors import UserError
 from tfanet.training.cli import app
 from tfanet.training.options import find_recipe
-from tfanet.training.run import (
-    TrainingRequest,
-    _default_recipe,
-    _model_config,
-    evaluation_command,
-    resume_command,
-    run_training,
-)
+from tfanet.training.request import TrainingRequest, _default_recipe, _model_config
+from tfanet.training.run import evaluation_command, resume_command, run_training
 
 pytestmark = pytest.mark.integration
 
