@@ -9,20 +9,16 @@ from __future__ import annotations
 
 import importlib
 import json
+import tomllib
 from pathlib import Path
 
 import typer
 
 SNAPSHOT = Path(__file__).parent / "cli_options.json"
-MODULES = {
-    "tfanet-train": "tfanet.training.cli",
-    "tfanet-data": "tfanet.data.cli",
-    "tfanet-count": "tfanet.counts_cli",
-    "tfanet-export": "tfanet_export.cli",
-    "tfanet-eval": "tfanet_eval.cli.evaluate",
-    "tfanet-benchmark": "tfanet_eval.cli.benchmark",
-    "tfanet-predict": "tfanet_eval.cli.predict",
-}
+SCRIPTS = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text("utf-8"))["project"][
+    "scripts"
+]
+MODULES = {command: target.partition(":")[0] for command, target in SCRIPTS.items()}
 
 
 def options() -> dict[str, dict[str, str]]:

@@ -7,6 +7,7 @@ import importlib
 import json
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -20,15 +21,8 @@ FOLDERS = {
     "tfanet": ROOT / "tfanet",
     **{name: ROOT / name.removeprefix("tfanet_") / name for name in ORDER[1:]},
 }
-COMMANDS = {
-    "tfanet-train": "tfanet.training.cli",
-    "tfanet-data": "tfanet.data.cli",
-    "tfanet-count": "tfanet.counts_cli",
-    "tfanet-export": "tfanet_export.cli",
-    "tfanet-eval": "tfanet_eval.cli.evaluate",
-    "tfanet-benchmark": "tfanet_eval.cli.benchmark",
-    "tfanet-predict": "tfanet_eval.cli.predict",
-}
+SCRIPTS = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["scripts"]
+COMMANDS = {command: target.partition(":")[0] for command, target in SCRIPTS.items()}
 HEAVY = (
     "torch",
     "onnx",
