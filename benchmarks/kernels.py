@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from report import Table
 
-from tfanet.console import say
+from tfanet.console import new_app, run, say
 from tfanet.errors import UserError
 
 CAPABILITIES = ("8.0", "8.9", "9.0", "12.0")
@@ -149,8 +149,12 @@ def _cross_scan(side: int, channels: int, rank: int, half: str) -> Iterator[Case
     yield Case(f"2-D scan starts {tag}", cross.start_kernel, constants, 4)
 
 
-def main() -> None:
-    """Print the table."""
+app = new_app("Registers, spills and shared memory of every Triton kernel; no GPU needed.")
+
+
+@app.command()
+def kernels() -> None:
+    """Compile every Triton kernel for four compute capabilities and print a table."""
     import triton
 
     rows = []
@@ -165,4 +169,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(app)

@@ -17,7 +17,7 @@ from tfanet.model import TFANet
 
 CONVENTION = (
     "MACs: multiply-accumulates in convolutions and matrix products, as fvcore counts, of one pair; a scan",
-    "has 9 N + 1 a token and channel, as in VMamba's count. Norms, activations, resizing are not counted.",
+    "has 9 N + 1 per token and channel, as in VMamba's count. Norms, activations, resizing are not counted.",
 )
 PARTS = ("vmamba", "text", "plus", "fusion", "decoder")
 """The attributes of `TFANet`: encoder, CLIP, Knowledge Plus, Fusion and Intensification Stage."""
@@ -107,7 +107,7 @@ def _of_part(counter: FlopCounterMode, part: str) -> dict[object, int]:
 def selective_scan_flops(
     u: Shape, delta: Shape, A: Shape, B: Shape, C: Shape, D: Shape, delta_bias: Shape, out_shape: Shape
 ) -> int:
-    """u [batch, K*D, L], A [K*D, N]: nine a state, one for the skip, a token and channel."""
+    """u [batch, K*D, L], A [K*D, N]: nine per state and one for the skip, per token and channel."""
     return 2 * u[0] * u[1] * u[2] * (9 * A[1] + 1)
 
 

@@ -130,7 +130,7 @@ def _announce(
     device: str,
 ) -> None:
     parameters = sum(p.numel() for p in model.parameters())
-    per_epoch = f" of {len(references)} objects, one of each an epoch" if references else ""
+    per_epoch = f" of {len(references)} objects, one of each per epoch" if references else ""
     say(f"{recipe}: {parameters / 1e6:.2f} M parameters, {len(training)} expressions{per_epoch}")
     world = f"{processes.world} processes, " if processes.world > 1 else ""
     say(f"on {world}{device}, {scans_by(device.partition(':')[0])}")

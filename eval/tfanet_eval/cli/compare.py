@@ -42,7 +42,7 @@ def compare(
 def _print(comparison: ResultsComparison, changed: int) -> None:
     for name, (low, high) in comparison.intervals.items():
         difference = 100 * comparison.difference[name]
-        say(f"{name}: B less A {difference:+.2f}, 95 % interval {100 * low:+.2f} .. {100 * high:+.2f}")
+        say(f"{name}: B minus A {difference:+.2f}, 95 % interval {100 * low:+.2f} .. {100 * high:+.2f}")
     say(f"B is better on {comparison.better}, worse on {comparison.worse}, the same on {comparison.same}")
     if comparison.only_first or comparison.only_second:
         say(f"left out: {comparison.only_first} only in A, {comparison.only_second} only in B")

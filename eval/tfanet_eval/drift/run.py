@@ -109,7 +109,7 @@ def _print(drifts: list[BlockDrift], name: str) -> None:
         {
             "block": drift.name,
             "enters": _percent(drift.own.value),
-            "gathered": _percent(drift.half.value),
+            "accumulated": _percent(drift.half.value),
             "ONNX Runtime": _percent(drift.onnx.value if drift.onnx else None),
             **({"plan": _percent(drift.plan.value)} if drift.plan else {}),
             "largest": f"{drift.largest:.3g}",
