@@ -151,7 +151,7 @@ def test_a_plan_with_extra_outputs_is_for_inspection_only(tmp_path, onnx_file):
     assert plan_files(tmp_path) == []
     with pytest.warns(DeprecationWarning, match="use extra_outputs="):
         build_plan(onnx_file, tmp_path / "former.plan", further_outputs=["grey"])
-    assert Sidecar.read(tmp_path / "former.plan").proof["extra_outputs"] == ["grey"]
+    assert Sidecar.read(tmp_path / "former.plan").proof["further_outputs"] == ["grey"]
     report = build_plan(onnx_file, tmp_path / "model.plan", extra_outputs=["grey"])
     assert report.bindings[-1] == ("grey", "float32", (-1, 32, 32))
     with pytest.raises(UserError, match="extra outputs for inspection"):
