@@ -26,7 +26,7 @@ def test_plan_outputs_every_block(random_model, tmp_path):
     plan, blocks = build_plan_with_blocks(random_model, tmp_path, options)
     assert set(blocks) == set(blocks_of(random_model))  # in the order of the graph
     names = [spec.name for specs in blocks.values() for spec in specs]
-    assert Sidecar.read(plan).proof["extra_outputs"] == names
+    assert Sidecar.read(plan).proof["further_outputs"] == names
     assert len(names) == 46
     assert blocks["text.norm"][0].shape == ("batch", 17, 64)
     assert plan.stat().st_size > 1e6
