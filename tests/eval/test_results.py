@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -13,12 +14,13 @@ import time
 from pathlib import Path
 
 import pytest
-from fake_engines import rows
+from fake_engines import record, rows
 
 from tfanet.data.refer import ReferDataset
 from tfanet.errors import UserError
+from tfanet.validation import from_json
 from tfanet_eval.cli.evaluate import main
-from tfanet_eval.results import read_results
+from tfanet_eval.results import Record, read_results
 
 FILE = "results.jsonl"
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("one_thread")]
@@ -186,3 +188,16 @@ def test_invalid_line_is_an_error_with_its_number(full_text):
     Path(FILE).write_text("".join(lines)[: -os.linesep.__len__()], encoding="utf-8")
     with pytest.raises(UserError, match="--resume"):
         read_results(FILE)
+
+
+@pytest.mark.parametrize(
+    ("text", "written"),
+    [
+        pytest.param("café 漢字 🍎", "café 漢字 🍎", id="unicode"),
+        pytest.param("red \ud800 mug", "red ? mug", id="half-a-surrogate-pair"),
+        pytest.param('"\\\n', '"\\\n', id="escapes"),
+    ],
+)
+def test_any_text_is_read_as_written(text, written):
+    line = dataclasses.replace(record(0, intersection=1, union=2), text=text).to_json(0.5)
+    assert from_json(Record, line, "a line").text == written
