@@ -68,9 +68,8 @@ class Record:
     def to_json(self, iou: float) -> str:
         """One line of JSON, with `iou` (0..1, in the run's convention) among the fields."""
         fields = dataclasses.asdict(self)
-        fields["text"] = self.text.encode("utf-8", "replace").decode(
-            "utf-8"
-        )  # half a surrogate pair is not JSON
+        # Half a surrogate pair is not JSON.
+        fields["text"] = self.text.encode("utf-8", "replace").decode("utf-8")
         reference = fields.pop("reference")
         if self.level is None:
             del fields["level"]
