@@ -21,7 +21,7 @@ from report import Table, machine, show, write
 
 from tfanet.config import TFANetConfig
 from tfanet.config import preset as known_preset
-from tfanet.console import new_app, run
+from tfanet.console import deprecated_options, new_app, run
 from tfanet.errors import UserError
 
 if TYPE_CHECKING:
@@ -77,14 +77,14 @@ def val_minutes(milliseconds: float) -> float:
     return VAL_EXPRESSIONS * milliseconds / 60e3
 
 
-@app.command()
+@app.command(cls=deprecated_options({"--pictures": "--images"}))
 def evaluation_cost(
     engine: Annotated[Path | None, typer.Option(help="Measure its time: .safetensors or .onnx.")] = None,
     engine_ms: Annotated[
         float | None, typer.Option(min=0.0, help="Or its time per expression, in milliseconds.")
     ] = None,
     preset: Annotated[str, typer.Option(help="With --engine-ms: image size and token length.")] = "base",
-    pictures: Annotated[int, typer.Option(min=1, help="Images of 640 x 480, seven expressions each.")] = 60,
+    images: Annotated[int, typer.Option(min=1, help="Images of 640 x 480, seven expressions each.")] = 60,
     timed: Annotated[int, typer.Option(min=1, help="Expressions to time the engine on.")] = 10,
     threads: ThreadsOption = None,
     out: OutOption = RESULTS,
@@ -95,7 +95,7 @@ def evaluation_cost(
     threads = check_threads(threads)
     with TemporaryDirectory() as folder:
         root = Path(folder)
-        write_val(root, pictures)
+        write_val(root, images)
         if engine is not None:
             name, config, engine_ms = _time_engine(engine, root, timed, threads)
         else:
@@ -107,7 +107,7 @@ def evaluation_cost(
     about = machine(threads) | {
         "engine": name,
         "image size": config.image_size,
-        "data": f"{pictures} images of {WIDTH} x {HEIGHT}, {timing.samples} expressions",
+        "data": f"{images} images of {WIDTH} x {HEIGHT}, {timing.samples} expressions",
     }
     title = f"One expression at {config.image_size}, and RefCOCO val"
     tables = [Table(title, ("part", "ms", "val, minutes"), parts.table_rows())]

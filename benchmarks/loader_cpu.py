@@ -18,7 +18,7 @@ from PIL import Image
 from refcoco import HEIGHT, WIDTH, mean_kilobytes, write_refcoco
 from report import Table, machine, show, write
 
-from tfanet.console import new_app, run
+from tfanet.console import deprecated_options, new_app, run
 from tfanet.errors import VerificationError
 from tfanet.files import require_writable
 
@@ -45,9 +45,9 @@ class Loader:
         return self.samples / median(self.seconds)
 
 
-@app.command()
+@app.command(cls=deprecated_options({"--pictures": "--images"}))
 def loader_cpu(
-    pictures: Annotated[int, typer.Option(min=4, help="Images, each with one object.")] = 200,
+    images: Annotated[int, typer.Option(min=4, help="Images, each with one object.")] = 200,
     size: Annotated[int, typer.Option(min=32, help="Image size of the model.")] = 480,
     repeats: Annotated[int, typer.Option(min=1, help="Timed runs after the first.")] = 5,
     out: OutOption = RESULTS,
@@ -57,7 +57,7 @@ def loader_cpu(
     about = machine(1) | {"repeats": repeats}
     with TemporaryDirectory(prefix="loader-cpu-") as folder:
         root = Path(folder) / "set"
-        write_refcoco(root, [[EXPRESSIONS]] * pictures, "train")
+        write_refcoco(root, [[EXPRESSIONS]] * images, "train")
         kilobytes = mean_kilobytes(root)
         loaders = measure_all(root, Path(folder) / "packed", size, repeats)
     baseline = next(loader for loader in loaders if loader.name == BASELINE).samples_per_second
@@ -68,7 +68,7 @@ def loader_cpu(
     columns = ["loader", "ms", "samples/s", f"speedup over {BASELINE}"]
     tables = [Table(f"Samples of {size} x {size} on one core", columns, rows)]
     notes = [
-        f"{pictures} JPEGs of {WIDTH} x {HEIGHT}, {kilobytes:.0f} kB on average, in the file system's cache; "
+        f"{images} JPEGs of {WIDTH} x {HEIGHT}, {kilobytes:.0f} kB on average, in the file system's cache; "
         f"polygons of about 40 corners in 1 or 2 parts, {EXPRESSIONS} expressions per object",
         "ms: CPU time per sample, median of the timed runs",
         f"{BASELINE} include the normalisation to FP32; our model normalises by itself",

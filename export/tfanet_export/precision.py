@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from tfanet.checkpoint import weights_sha256
 from tfanet.errors import UserError
 from tfanet.files import require_file, write_json
 from tfanet.model import TFANet
+from tfanet.validation import from_json
 
 FORMAT_VERSION = 1
 
@@ -20,6 +20,8 @@ FORMAT_VERSION = 1
 @dataclass(frozen=True)
 class Precision:
     """The JSON file that `tfanet-eval drift --propose` writes and `tfanet-export --precision` reads."""
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
 
     weights_sha256: str
     """Of the model that the search ran on (`tfanet.checkpoint.weights_sha256`)."""
@@ -35,22 +37,14 @@ class Precision:
     @classmethod
     def read(cls, path: str | Path) -> Precision:
         """Read `path`. Raises `UserError` if it is missing or not a precision file of this version."""
-        file = require_file(path, "precision file")
-        try:
-            content = json.loads(file.read_text("utf-8"))
-            precision = cls(**content)
-        except (ValueError, TypeError) as error:
-            raise UserError(
-                f"{path} is not a precision file; tfanet-eval drift --fp16 --propose writes one"
-            ) from error
+        text = require_file(path, "precision file").read_bytes()
+        advice = "tfanet-eval drift --fp16 --propose writes one"
+        precision = from_json(cls, text, f"precision file {path}", advice)
         if precision.format_version != FORMAT_VERSION:
             raise UserError(
                 f"{path} has format {precision.format_version}, this version reads {FORMAT_VERSION}"
             )
-        names = precision.keep_fp32
-        if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
-            raise UserError(f"keep_fp32 in {path} must be a list of block names")
-        return dataclasses.replace(precision, keep_fp32=tuple(names))
+        return precision
 
     def require_fit(self, model: TFANet) -> None:
         """Raise `UserError` if the file was made for other weights or names blocks that `model` lacks."""

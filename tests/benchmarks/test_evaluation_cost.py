@@ -41,7 +41,7 @@ def test_estimate_of_refcoco_val():
 def test_report_with_given_and_with_measured_engine_time(tmp_path, monkeypatch, capsys):
     small = dataclasses.replace(PRESETS["tiny"], image_size=96)
     monkeypatch.setattr(evaluation_cost, "known_preset", lambda name: small)
-    common = {"preset": "tiny", "pictures": 1, "timed": 2, "threads": 1, "out": tmp_path}
+    common = {"preset": "tiny", "images": 1, "timed": 2, "threads": 1, "out": tmp_path}
     evaluation_cost.evaluation_cost(engine=None, engine_ms=50.0, **common)
     (file,) = tmp_path.glob("evaluation_cost-*.json")
     results = json.loads(file.read_text(encoding="utf-8"))["results"]

@@ -16,7 +16,7 @@ from tfanet.errors import VerificationError
 
 
 def test_report(tmp_path: Path) -> None:
-    arguments = ["--pictures", "4", "--size", "64", "--repeats", "2", "--out", str(tmp_path)]
+    arguments = ["--images", "4", "--size", "64", "--repeats", "2", "--out", str(tmp_path)]
     result = CliRunner().invoke(loader_cpu.app, arguments, catch_exceptions=False)
     assert result.exit_code == 0, result.output
     (path,) = tmp_path.glob("loader_cpu-*.json")

@@ -236,9 +236,6 @@ def test_precision_file_of_other_weights_is_rejected(model, tmp_path):
     Precision("ab" * 32, (PLANTED,)).write(tmp_path / "p.json")
     with pytest.raises(UserError, match="made for other weights"):
         export_onnx(model, tmp_path / "a.onnx", fp16=True, precision_file=Precision.read(tmp_path / "p.json"))
-    (tmp_path / "p.json").write_text('{"weights": 1}')
-    with pytest.raises(UserError, match="is not a precision file"):
-        Precision.read(tmp_path / "p.json")
 
 
 def test_export_names_the_block_that_overflows(command, broken):
